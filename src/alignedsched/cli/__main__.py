@@ -1,0 +1,7 @@
+"""`python -m alignedsched.cli` is the `alignedsched` command."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

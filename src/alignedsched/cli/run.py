@@ -1,0 +1,78 @@
+"""One `compare` from understood options to the printed table and the written file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..report.progress import ProgressLine
+from ..report.terminal import print_report
+from ..report.text import encodable, printable
+from ..sim.settings import CompareSettings, Progress
+from .arguments import UsageError
+from .files import JsonFile
+
+Compare = Callable[[CompareSettings, Progress | None], dict[str, Any]]
+
+
+def _load_compare() -> Compare:
+    # Imported late: help and wrong options are answered before numpy and the simulator are loaded.
+    from ..sim.compare import compare
+
+    return compare
+
+
+def _check_trace(path: Path) -> None:
+    if not path.exists():
+        raise UsageError(f"trace {str(path)!r} does not exist")
+    if path.is_dir():
+        raise UsageError(f"trace {str(path)!r} is a folder, not a file")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"trace {str(path)!r} may not be read")
+
+
+def _check_bad_rows(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"--skip-bad-rows {str(path)!r} is a folder, not a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--skip-bad-rows {str(path)!r} cannot be written")
+
+
+def _check_distinct(files: Mapping[str, Path]) -> None:
+    """No output may overwrite the trace or the other output, by whatever name it is called."""
+    seen: dict[str, str] = {}
+    for option, path in files.items():
+        real = os.path.realpath(path)
+        if real in seen:
+            raise UsageError(f"{seen[real]} and {option} name the same file, {str(path)!r}")
+        seen[real] = option
+
+
+def run_compare(options: Mapping[str, object], compare: Compare | None = None) -> None:
+    """Check files and settings, run, write the JSON, print the table to stdout; progress goes to stderr.
+
+    Raises CallerError or TraceError for wrong options and bad input, before the long work where that is possible.
+    """
+    names = {"--trace": "trace", "--json": "json", "--skip-bad-rows": "skip_bad_rows"}
+    files = {option: Path(str(options[name])) for option, name in names.items() if name in options}
+    _check_distinct(files)
+    settings = CompareSettings(**{name: value for name, value in options.items() if name != "json"})  # type: ignore[arg-type]
+    if "--trace" in files:
+        _check_trace(files["--trace"])
+    if "--skip-bad-rows" in files:
+        _check_bad_rows(files["--skip-bad-rows"])
+    with JsonFile(files.get("--json")) as json_file:
+        compare = compare or _load_compare()
+        progress = ProgressLine(sys.stderr)
+        try:
+            result = compare(settings, progress)
+        finally:
+            progress.clear()
+        json_file.write(result)  # before the table: a reader of the table that goes away must not cost the result
+    print_report(result, sys.stdout)
+    if "--json" in files:
+        where = printable(str(files["--json"]))
+        sys.stderr.write(encodable(f"result written to {where}\n", sys.stderr))

@@ -1,0 +1,214 @@
+"""Costs read from measurements: interpolated between them, extrapolated and counted outside."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from attrs import asdict, define, field, frozen
+
+from .cost_sheet import Grid, Interpolated, Sheet, check_sheets, sheet_of
+from .errors import ConfigError
+from .load import FloatArray, Load, check_uniform
+
+FORMAT, VERSION = "alignedsched-cost-table", 1
+
+
+@frozen
+class Prefill:
+    """What prefill chunks add: ``t0`` when nothing decodes, and per token and per query-key pair. Seconds."""
+
+    t0: float = 0.0
+    per_token: float = 0.0
+    per_pair: float = 0.0
+
+
+@define(eq=False)
+class TableCosts:
+    """Costs by linear interpolation in members, mean length, and longest / mean.
+
+    Above the measured points the last two of an axis are extended as a straight line that does not fall, below them the
+    first one holds; `extrapolated` counts such steps. A step with chunks adds the terms of ``prefill``.
+
+    Raises ConfigError when the sheets are not a sound table.
+    """
+
+    sheets: tuple[Sheet, ...]
+    prefill: Prefill = Prefill()
+    source: str = ""
+    surface: str = "table"
+    _ns: list[int] = field(init=False)
+    _surfaces: tuple[Interpolated, ...] = field(init=False)
+    _extrapolated: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        check_sheets(self.sheets, "TableCosts")
+        self._ns = [sheet.n for sheet in self.sheets]
+        self._surfaces = tuple(map(Interpolated, self.sheets))
+
+    @property
+    def extrapolated(self) -> int:
+        """How many steps asked for so far lay outside the measured points."""
+        return self._extrapolated
+
+    def step_seconds(self, load: Load) -> float:
+        """See Costs. O(log points + chunks)."""
+        if not load.n:
+            return self._chunks(load)
+        mean, stretch = load.total / load.n, load.longest * load.n / load.total
+        self._extrapolated += self._outside(load.n, mean, stretch)
+        return self._decode(load.n, mean, stretch) + self._chunks(load)
+
+    def balanced_seconds(self, load: Load) -> float:
+        """See Costs: the same step with all members at the mean length; not counted. O(log points + chunks)."""
+        if not load.n:
+            return self._chunks(load)
+        mean, stretch = load.total / load.n, load.longest * load.n / load.total
+        aligned = min(self._decode(load.n, mean, 1.0), self._decode(load.n, mean, stretch))
+        return aligned + self._chunks(load)
+
+    def _between(self, n: int) -> tuple[Interpolated, Interpolated, float]:
+        """The sheets below and above ``n`` and the weight of the upper one, which may exceed 1."""
+        last = len(self.sheets) - 1
+        k = min(max(bisect_right(self._ns, n) - 1, 0), max(last - 1, 0))
+        low, high = self._surfaces[k], self._surfaces[min(k + 1, last)]
+        first, width = self.sheets[k].n, self.sheets[min(k + 1, last)].n - self.sheets[k].n
+        return low, high, max((n - first) / width, 0.0) if width else 0.0
+
+    def _outside(self, n: int, mean: float, stretch: float) -> bool:
+        if n < self.sheets[0].n or n > self.sheets[-1].n:
+            return True
+        low, high, weight = self._between(n)
+        return (weight < 1 and low.outside(mean, stretch)) or (weight > 0 and high.outside(mean, stretch))
+
+    def _decode(self, n: int, mean: float, stretch: float) -> float:
+        low, high, weight = self._between(n)
+        if not weight:
+            return low.at(mean, stretch)
+        first, second = low.at(mean, stretch), high.at(mean, stretch)
+        mixed = first + (second - first) * weight
+        return mixed if weight <= 1 else max(mixed, second)
+
+    def _chunks(self, load: Load) -> float:
+        if not load.chunks:
+            return 0.0
+        extra = self.prefill.t0 if not load.n else 0.0
+        for start, end in load.chunks:
+            extra += (end - start) * (self.prefill.per_token + self.prefill.per_pair * (start + end + 1) / 2)
+        return extra
+
+    def finishing_times(self, load: Load, steps: int) -> FloatArray:
+        """See Costs. O(steps · log points)."""
+        check_uniform(steps, load)
+        n = load.n
+        if not n:
+            return np.zeros(steps)
+        means = load.total / n + np.arange(steps, dtype=np.float64)
+        longest = load.longest + np.arange(steps, dtype=np.float64)
+        stretches = longest / means
+        low, high, weight = self._between(n)
+        times = low.along(means, stretches)
+        if weight:
+            second = high.along(means, stretches)
+            times += (second - times) * weight
+            if weight > 1:
+                np.maximum(times, second, out=times)
+        # Means rise and stretches fall along the way: with both ends inside, all of it is.
+        if self._outside(n, float(means[0]), float(stretches[0])) or self._outside(n, float(means[-1]), 1.0):
+            self._extrapolated += self._count_outside(n, means, stretches)
+        return times.cumsum(out=times)
+
+    def _count_outside(self, n: int, means: FloatArray, stretches: FloatArray) -> int:
+        if n < self.sheets[0].n or n > self.sheets[-1].n:
+            return len(means)
+        low, high, weight = self._between(n)
+        outside = np.zeros(len(means), dtype=np.bool_)
+        if weight < 1:
+            outside |= low.outside_along(means, stretches)
+        if weight > 0:
+            outside |= high.outside_along(means, stretches)
+        return int(outside.sum())
+
+    @classmethod
+    def from_points(
+        cls,
+        points: Iterable[tuple[int, int, int, float]],
+        prefill: Prefill = Prefill(),
+        source: str = "",
+    ) -> TableCosts:
+        """Build a table from measured steps (n, total, longest, seconds); repeated points count by their median.
+
+        For each n every measured mean length needs every measured longest / mean (values within 3 % are one line).
+        Raises ConfigError naming the points that are unsound or missing.
+        """
+        by_n: dict[int, list[tuple[float, float, float]]] = {}
+        for index, (n, total, longest, seconds) in enumerate(points):
+            if n < 1 or not n <= total <= n * longest or not (math.isfinite(seconds) and seconds > 0):
+                raise ConfigError(
+                    f"points[{index}]: needs n >= 1, n <= total <= n·longest and positive seconds, got "
+                    f"n={n!r}, total={total!r}, longest={longest!r}, seconds={seconds!r}"
+                )
+            by_n.setdefault(n, []).append((total / n, longest * n / total, seconds))
+        return cls(tuple(sheet_of(n, by_n[n]) for n in sorted(by_n)), prefill, source)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as a versioned JSON file."""
+        content = {"format": FORMAT, "version": VERSION, "source": self.source, "prefill": asdict(self.prefill)}
+        content["sheets"] = [asdict(sheet) for sheet in self.sheets]
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TableCosts:
+        """Read what ``save`` wrote. Raises ConfigError naming the file and the field that is wrong."""
+        where = os.fspath(path)
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise ConfigError(f"{where}: is not JSON ({error})") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ConfigError(f"{where}: format must be {FORMAT!r}")
+        if content.get("version") != VERSION:
+            raise ConfigError(f"{where}: version must be {VERSION}, got {content.get('version')!r}")
+        sheets = content.get("sheets")
+        if not isinstance(sheets, list):
+            raise ConfigError(f"{where}: sheets must be a list")
+        prefill = content.get("prefill", {})
+        terms = {name: _float(prefill, name, f"{where}: prefill", 0.0) for name in ("t0", "per_token", "per_pair")}
+        read = tuple(_read_sheet(sheet, f"{where}: sheets[{index}]") for index, sheet in enumerate(sheets))
+        check_sheets(read, where)
+        return cls(read, Prefill(**terms), str(content.get("source", "")))
+
+
+def _read_sheet(content: object, where: str) -> Sheet:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where} must be an object with n, means, stretches and seconds")
+    n, seconds = content.get("n"), content.get("seconds")
+    if type(n) is not int:
+        raise ConfigError(f"{where}.n must be an integer, got {n!r}")
+    if not isinstance(seconds, list):
+        raise ConfigError(f"{where}.seconds must be a list of lists of numbers")
+    rows = tuple(_numbers(row, f"{where}.seconds[{index}]") for index, row in enumerate(seconds))
+    means, stretches = (_numbers(content.get(name), f"{where}.{name}") for name in ("means", "stretches"))
+    return Sheet(n, means, stretches, rows)
+
+
+def _numbers(content: object, where: str) -> Grid:
+    if not isinstance(content, list) or not all(type(value) in (int, float) for value in content):
+        raise ConfigError(f"{where} must be a list of numbers, got {content!r}")
+    return tuple(map(float, content))
+
+
+def _float(content: object, name: str, where: str, default: float) -> float:
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where} must be an object, got {content!r}")
+    value = content.get(name, default)
+    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+        raise ConfigError(f"{where}.{name} must be a finite number of at least 0, got {value!r}")
+    return float(value)

@@ -1,0 +1,151 @@
+"""What a step costs, as a function of its members' lengths: the surface that batch formation optimises over.
+
+A surface says how decode attention grows with the lengths: ``balanced`` with their sum, ``unsplit`` with the longest
+once that binds, ``gated`` as balanced until the grid is full and as unsplit from there on (FlashAttention-type kernels,
+as measured), ``padded`` with members times the longest. `docs/costs.md` explains each and its accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from attrs import field, frozen
+
+from .cost_model import ModelCosts
+from .cost_sheet import Sheet
+from .cost_table import Prefill, TableCosts
+from .load import SURFACES, FloatArray, Load, check_surface, check_uniform
+
+__all__ = [
+    "SURFACES",
+    "AffineCosts",
+    "Costs",
+    "Load",
+    "ModelCosts",
+    "Prefill",
+    "Sheet",
+    "TableCosts",
+    "lane_balanced_seconds",
+    "lane_finishing_times",
+    "lane_seconds",
+]
+
+
+class Costs(Protocol):
+    """What a rank's step costs, in seconds. A load without members and chunks costs nothing."""
+
+    @property
+    def surface(self) -> str:
+        """The name of the surface."""
+        ...
+
+    def step_seconds(self, load: Load) -> float:
+        """One rank's step, host time included."""
+        ...
+
+    def balanced_seconds(self, load: Load) -> float:
+        """The same step if imbalance among its members cost nothing; at most ``step_seconds``."""
+        ...
+
+    def finishing_times(self, load: Load, steps: int) -> FloatArray:
+        """Seconds until each of the next ``steps`` uniform steps ends, shape (steps,).
+
+        Step j has ``total + n·j`` and ``longest + j``. Decode only. O(steps). Raises CallerError when the load has
+        chunks or ``steps`` is below 1.
+        """
+        ...
+
+
+def lane_seconds(costs: Costs, loads: Sequence[Load]) -> float:
+    """One step of a lane whose ranks meet at its end: the slowest rank's time. O(ranks)."""
+    return max(map(costs.step_seconds, loads), default=0.0)
+
+
+def lane_balanced_seconds(costs: Costs, loads: Sequence[Load]) -> float:
+    """The lane's step if neither members nor ranks were out of balance: the balanced time of the mean rank.
+
+    The mean rank has 1/R of all members and of all tokens, and of each chunk the 1/R in its middle (which reads 1/R
+    of the chunk's query-key pairs), rounded down but never to nothing. At most ``lane_seconds``; the difference is the
+    step's iteration bubble. O(ranks + chunks).
+    """
+    ranks = len(loads)
+    if ranks == 1:
+        return costs.balanced_seconds(loads[0])
+    bound = max(map(costs.balanced_seconds, loads), default=0.0)
+    if bound == 0.0:
+        return bound
+    n = sum(load.n for load in loads)
+    chunks = []
+    for load in loads:
+        for start, end in load.chunks:
+            size = max(1, (end - start) // ranks)
+            middle = (start + end - size) // 2
+            chunks.append((middle, middle + size))
+    members = max(1, n // ranks) if n else 0
+    total = max(members, sum(load.total for load in loads) // ranks)
+    # Rounding and the head's row per chunk can lift a nearly even lane's mean above its slowest rank: never report it.
+    return min(bound, costs.balanced_seconds(Load(members, total, -(-total // max(1, members)), tuple(chunks))))
+
+
+def lane_finishing_times(costs: Costs, loads: Sequence[Load], steps: int) -> FloatArray:
+    """As ``Costs.finishing_times`` for a lane: each step takes what its slowest rank takes. O(ranks · steps)."""
+    check_uniform(steps, *loads)
+    loads = [load for load in loads if load.n]
+    if not loads:
+        return np.zeros(steps)
+    if len(loads) == 1:
+        return costs.finishing_times(loads[0], steps)
+    slowest = np.diff(costs.finishing_times(loads[0], steps), prepend=0.0)
+    for load in loads[1:]:
+        np.maximum(slowest, np.diff(costs.finishing_times(load, steps), prepend=0.0), out=slowest)
+    return np.cumsum(slowest)
+
+
+@frozen
+class AffineCosts:
+    """Costs by plain arithmetic, for closed-form facts and tests: ``t0 + per_row·rows + attention``.
+
+    Attention is ``d·total`` (balanced), ``max(d·total, s·longest)`` (unsplit, and gated from ``gate`` members on) or
+    ``d·n·longest`` (padded), with d = ``per_token`` and s = ``longest_per_token``; a chunk pays ``per_pair`` for each
+    context token that one of its tokens reads. Rows are members plus chunk tokens. Seconds throughout.
+    """
+
+    t0: float
+    per_row: float
+    per_token: float
+    longest_per_token: float = 0.0
+    surface: str = field(default="balanced", validator=check_surface)
+    gate: float = 0.0
+    per_pair: float = 0.0
+
+    def step_seconds(self, load: Load) -> float:
+        """See Costs. O(chunks)."""
+        return self._seconds(load, self.surface)
+
+    def balanced_seconds(self, load: Load) -> float:
+        """See Costs. O(chunks)."""
+        return self._seconds(load, "balanced")
+
+    def _seconds(self, load: Load, surface: str) -> float:
+        if not (load.n or load.chunks):
+            return 0.0
+        rows = load.n + sum(end - start for start, end in load.chunks)
+        pairs = sum((end - start) * (start + end + 1) / 2 for start, end in load.chunks)
+        attention = self.per_token * (load.n * load.longest if surface == "padded" else load.total)
+        if surface == "unsplit" or (surface == "gated" and load.n >= self.gate):
+            attention = max(attention, self.longest_per_token * load.longest)
+        return self.t0 + self.per_row * rows + attention + self.per_pair * pairs
+
+    def finishing_times(self, load: Load, steps: int) -> FloatArray:
+        """See Costs. O(steps)."""
+        check_uniform(steps, load)
+        if not load.n:
+            return np.zeros(steps)
+        ahead = np.arange(steps, dtype=np.float64)
+        tokens = load.n * load.longest if self.surface == "padded" else load.total
+        attention = self.per_token * (tokens + load.n * ahead)
+        if self.surface == "unsplit" or (self.surface == "gated" and load.n >= self.gate):
+            np.maximum(attention, self.longest_per_token * (load.longest + ahead), out=attention)
+        return np.cumsum(attention + (self.t0 + self.per_row * load.n))

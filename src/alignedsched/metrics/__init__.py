@@ -1,0 +1,11 @@
+"""What a run is judged by: latencies, bubbles, and a lower bound on its time. Formulas: `docs/metrics.md`."""
+
+from .bounds import Bound, Lanes, bound, rate_for_load, work_seconds
+from .bubbles import BubbleMeter, Idle, fractions
+from .histogram import LogHistogram, summarize
+from .latency import FIGURES, LatencyCollector
+
+__all__ = [
+    "FIGURES", "Bound", "BubbleMeter", "Idle", "Lanes", "LatencyCollector", "LogHistogram", "bound", "fractions",
+    "rate_for_load", "summarize", "work_seconds",
+]  # fmt: skip

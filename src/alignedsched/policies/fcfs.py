@@ -1,0 +1,101 @@
+"""``fcfs``: plain continuous batching, the baseline. Everything resident decodes; the newest makes room.
+
+No knowledge of lengths, no reservation for tokens not yet made. As vLLM's scheduler (v1/core/sched/scheduler.py): a
+prefilled request decodes at once; when the next step does not fit, the request that came last is preempted and
+computed again later (``swap`` copies its KV to the host instead). With prefill and decode on separate devices KV
+goes directly to a decode lane; lanes share what waits evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from attrs import frozen
+
+from ..request import RequestId
+from ..views import LaneView, RankView
+from .admission import ArrivalOrder, even_share
+from .protocols import Composition, PlainData, Policy, Sacrifice
+from .residency import DirectResidency
+
+
+WATERMARK = 0.01  # vLLM's block manager before its v1 engine (`watermark` of SchedulerConfig's time)
+
+_NOTHING = Composition()
+
+
+@frozen
+class ContinuousBatching:
+    """Everything that fits decodes, in order of arrival."""
+
+    swap: bool = False
+
+    def compose(self, view: LaneView) -> Composition:
+        """O(requests that join)."""
+        expected = view.expected
+        if not view.role.decodes or not (expected or len(view.pool)):
+            return _NOTHING
+        ranks = view.ranks
+        seats = view.lane.max_members * len(ranks) - sum(len(r.batch) for r in ranks) - len(view.joining)
+        joins: list[RequestId] = list(expected[: max(0, seats)])
+        seats -= len(joins)
+        if seats > 0 and len(view.pool):
+            share = seats if view.role.prefills else even_share(view, len(view.pool))
+            joins += self._from_pool(view, ranks, min(seats, share))
+        return Composition(joins=joins, why="everything that fits decodes") if joins else _NOTHING
+
+    def _from_pool(self, view: LaneView, ranks: Sequence[RankView], seats: int) -> Iterator[RequestId]:
+        free = {rank.tier: rank.free for rank in ranks}
+        # KV is only copied in where it can stay for a while: one block per member, or the share vLLM once kept free.
+        headroom = max(max(len(r.batch), int(WATERMARK * r.capacity)) if len(r.batch) else 0 for r in ranks)
+        blocks = view.layout.blocks
+        for request in view.pool.by_order():
+            if seats <= 0:
+                return
+            tiers = view.entry(request).tiers
+            here = next((tier for tier in free if tier in tiers), None)
+            if here is None and any(self._decodes(view, tier) for tier in tiers):
+                continue  # another lane that decodes holds it
+            length = view.pool.length(request)
+            tier = here or max(free, key=lambda t: (free[t], t))
+            need = blocks(length) - (blocks(length - 1) if here else 0)
+            if need + (0 if here else headroom) > free[tier]:
+                return
+            free[tier] -= need
+            seats -= 1
+            yield request
+
+    @staticmethod
+    def _decodes(view: LaneView, tier: str) -> bool:
+        device = view.cluster.device.get(tier)
+        return device is not None and device.role.decodes
+
+    def victims(self, view: LaneView, rank: int, blocks: int) -> Iterator[tuple[RequestId, Sacrifice]]:
+        """Newest arrival first, also among those still in prefill. O(n log n)."""
+        how = Sacrifice.PARK if self.swap else Sacrifice.RECOMPUTE
+        holders = [(view.entry(member).order, member) for member in view.ranks[rank].batch]
+        holders += [(begun.order, begun.request) for begun in view.prefilling if begun.rank == rank]
+        return ((request, how) for _, request in sorted(holders, reverse=True))
+
+    def taken(self, view: LaneView, composition: Composition) -> None:
+        """Nothing to remember."""
+
+    def state(self) -> PlainData:
+        return None
+
+    def load(self, state: PlainData) -> None:
+        """Nothing to restore."""
+
+
+def fcfs(*, swap: bool = False, token_budget: int | None = None, by_priority: bool = False) -> Policy:
+    """Plain continuous batching as a whole policy.
+
+    ``swap`` copies a preempted request's KV to the host instead of computing it again; ``token_budget`` bounds the
+    tokens of a step (default: the lane's); ``by_priority`` orders the queue by ``Request.priority`` first.
+    """
+    return Policy(
+        "fcfs",
+        ArrivalOrder(token_budget=token_budget, by_priority=by_priority),
+        ContinuousBatching(swap=swap),
+        DirectResidency(to_host="short" if swap else "never"),
+    )

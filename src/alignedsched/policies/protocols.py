@@ -1,0 +1,128 @@
+"""What a policy is: small Protocols that propose; the scheduler checks, owns every block, and disposes.
+
+Four decisions, one Protocol each for three of them (formation is a detail of batching and has its own in
+``formation``). A policy reads a ``LaneView`` and returns a proposal; nothing it does has an effect until the
+scheduler takes the proposal. It keeps memory only in ``taken``, which is called when that happened, and shows it as
+plain data in ``state()`` (restored by ``load``), so that snapshots hold it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+from ..request import Request, RequestId
+from ..views import LaneView
+
+PlainData = None | bool | int | float | str | list["PlainData"] | dict[str, "PlainData"]
+
+
+@frozen
+class Take:
+    """Prefill ``tokens`` further tokens of a request on rank ``rank``."""
+
+    request: RequestId
+    tokens: int
+    rank: int = 0
+
+
+class Admission(Protocol):
+    """Which requests get prefill tokens in the lane's next step, and how many."""
+
+    def rank(self, request: Request) -> float:
+        """Where a request queues: smaller first, equal ranks by arrival. Asked once per stay in the queue."""
+        ...
+
+    def admit(self, view: LaneView) -> Iterable[Take]:
+        """Chunks for the next step: at most the lane's ``max_tokens`` per rank, decode rows included.
+
+        A request's first chunk reserves room for its whole prefill; a proposal without room is not taken.
+        """
+        ...
+
+
+@frozen
+class Composition:
+    """What batching wants of a lane. Ids the scheduler cannot use (no room, wrong state) are passed over.
+
+    ``joins``: into the running batch, in this order, at once where the KV is on the device and otherwise as soon as
+    it is. ``candidates``: chosen for the next batch, so that residency may stage them. ``parks``: members that go
+    back to the pool. ``unclaims``: candidates or joining requests that go back to it.
+    """
+
+    joins: Sequence[RequestId] = ()
+    candidates: Sequence[RequestId] = ()
+    parks: Sequence[RequestId] = ()
+    unclaims: Sequence[RequestId] = ()
+    wake_at: float | None = None
+    why: str = ""
+    memory: PlainData = None  # handed back in ``taken``
+
+
+class Sacrifice(enum.Enum):
+    """How a member makes room."""
+
+    RECOMPUTE = "recompute"  # its KV is dropped; it queues again and is prefilled with all it has
+    PARK = "park"  # it goes to the pool; its KV is copied out before its room is free
+
+
+class Batching(Protocol):
+    """Who decodes together on a lane, who comes next, and who makes room."""
+
+    def compose(self, view: LaneView) -> Composition:
+        """Called when something changed that may matter to the lane."""
+        ...
+
+    def victims(self, view: LaneView, rank: int, blocks: int) -> Iterable[tuple[RequestId, Sacrifice]]:
+        """Members of a rank in the order in which they make room; taken until ``blocks`` blocks come free."""
+        ...
+
+    def taken(self, view: LaneView, composition: Composition) -> None:
+        """The composition was taken."""
+        ...
+
+    def state(self) -> PlainData: ...
+    def load(self, state: PlainData) -> None: ...
+
+
+@frozen
+class Transfer:
+    """Copy a request's KV to a tier. ``keep``: what it was copied from stays (else dropped when the copy arrives)."""
+
+    request: RequestId
+    target: str
+    deadline: float | None = None
+    keep: bool = False
+    why: str = ""
+
+
+@frozen
+class Evict:
+    """Drop a request's KV in a tier; taken only where another whole copy of it is readable elsewhere."""
+
+    request: RequestId
+    tier: str
+
+
+class Residency(Protocol):
+    """Where KV lies and when it moves."""
+
+    def place(self, view: LaneView) -> Iterable[Transfer | Evict]:
+        """Copies for the lane: joining requests in, candidates staged, pooled requests out; in order of urgency.
+
+        A transfer without room or route is not taken; the scheduler picks its source.
+        """
+        ...
+
+
+@frozen
+class Policy:
+    """A named whole: one policy for each decision."""
+
+    name: str
+    admission: Admission
+    batching: Batching
+    residency: Residency

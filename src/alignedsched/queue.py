@@ -1,0 +1,93 @@
+"""The queue: requests that wait for prefill, in the order in which admission takes them.
+
+A million requests may queue here. Each is kept as a plain tuple of plain values, which Python's garbage collector
+stops tracking, so that a full collection does not have to walk over the whole queue; the ``Request`` record is made
+again when it is its turn. Adding, removing and finding the first cost O(log n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import frozen
+from sortedcontainers import SortedDict
+
+from .errors import InvariantError
+from .request import Request
+
+Packed = tuple[object, ...]
+
+
+@frozen
+class Waiting:
+    """A queued request: what it asks for, its arrival number, and the tokens it had made when it was preempted."""
+
+    request: Request
+    order: int
+    produced: int = 0
+    preemptions: int = 0
+    since: float = 0.0
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens to prefill before it can decode: the prompt and, after a preemption, what it had produced."""
+        return self.request.prompt_tokens + self.produced
+
+
+def _pack(waiting: Waiting) -> Packed:
+    r = waiting.request
+    rare = (r.priority, r.tenant, r.deadline, r.ttft_target, r.tpot_target, r.block_hashes, r.session, r.kind)
+    common = (r.id, r.prompt_tokens, r.output_limit, r.arrival, waiting.order)
+    if waiting.produced or waiting.preemptions or rare != _PLAIN:
+        return (*common, waiting.since, waiting.produced, waiting.preemptions, rare)
+    return (*common, waiting.since)
+
+
+_PLAIN = (0, None, None, None, None, (), None, None)
+
+
+def _unpack(packed: Packed) -> Waiting:
+    row: tuple[Any, ...] = packed
+    id_, prompt, limit, arrival, order, since = row[:6]
+    produced, preemptions, rare = row[6:] or (0, 0, _PLAIN)
+    return Waiting(Request(id_, prompt, limit, arrival, *rare), order, produced, preemptions, since)
+
+
+class Queue:
+    """Waiting requests by (rank, arrival number); the rank is what the admission policy says of a request."""
+
+    __slots__ = ("_keys", "_rows")
+
+    def __init__(self) -> None:
+        self._rows: SortedDict[tuple[float, int], Packed] = SortedDict()
+        self._keys: dict[str, tuple[float, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, request: object) -> bool:
+        return request in self._keys
+
+    def add(self, waiting: Waiting, rank: float = 0.0) -> None:
+        key = (rank, waiting.order)
+        if waiting.request.id in self._keys or key in self._rows:
+            raise InvariantError("single_owner", f"request {waiting.request.id!r} queues twice")
+        self._keys[waiting.request.id] = key
+        self._rows[key] = _pack(waiting)
+
+    def get(self, request: str) -> Waiting:
+        """The waiting request of an id. Raises KeyError if it does not queue."""
+        return _unpack(self._rows[self._keys[request]])
+
+    def pop(self, request: str) -> Waiting:
+        """Take a request out. Raises KeyError if it does not queue."""
+        return _unpack(self._rows.pop(self._keys.pop(request)))
+
+    def __iter__(self) -> Iterator[Waiting]:
+        """Waiting requests in order; made one at a time, as a policy looks at them."""
+        return (_unpack(row) for row in self._rows.values())
+
+    def rows(self) -> Iterator[tuple[tuple[float, int], str]]:
+        """(key, id) of every waiting request in order, for checking."""
+        return ((key, str(row[0])) for key, row in self._rows.items())

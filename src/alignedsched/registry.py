@@ -1,0 +1,46 @@
+"""Policies by name: shipped ones and those that other packages offer through entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from . import policies
+from .errors import ConfigError
+from .policies.protocols import Policy
+
+GROUP = "alignedsched.policies"
+_SHIPPED: dict[str, Callable[..., Policy]] = {"fcfs": policies.fcfs, "density_first": policies.density_first}
+
+
+def policy_names() -> tuple[str, ...]:
+    """Names ``policy`` knows, sorted."""
+    return tuple(sorted({*_SHIPPED, *(point.name for point in entry_points(group=GROUP))}))
+
+
+def policy(name: str, **options: Any) -> Policy:
+    """Make a policy by name; ``options`` go to its factory.
+
+    A shipped name is never taken by another package. Raises ConfigError for an unknown name (listing the known
+    ones), a package that cannot be loaded, or options the factory does not take.
+    """
+    factory = _SHIPPED.get(name) or _load(name)
+    try:
+        made = factory(**options)
+    except TypeError as error:
+        raise ConfigError(f"policy {name!r} does not take these options: {error}") from error
+    if not isinstance(made, Policy):
+        raise ConfigError(f"policy {name!r}: its factory returned {type(made).__name__}, not a Policy")
+    return made
+
+
+def _load(name: str) -> Callable[..., Policy]:
+    found = [point for point in entry_points(group=GROUP) if point.name == name]
+    if not found:
+        raise ConfigError(f"unknown policy {name!r}; known: {', '.join(policy_names())}")
+    try:
+        factory: Callable[..., Policy] = found[0].load()
+    except Exception as error:
+        raise ConfigError(f"policy {name!r} ({found[0].value}) cannot be loaded: {error}") from error
+    return factory

@@ -1,0 +1,270 @@
+"""The scheduler: ``handle(now, *events) -> Plan``, its one mutator.
+
+The scheduler is sans-IO. It has no clock, thread, socket, random source or log; time comes in as ``now``, everything
+else that happens comes in as events, and everything it wants comes out as a plan. It decides nothing by itself:
+policies propose, it checks, owns every block and disposes. So a bad policy may be slow, never corrupt, and the same
+events always give the same plans.
+
+How a call goes:
+
+1. Every event is checked, and refused as a whole call if the caller got it wrong, before anything changes.
+2. Events are taken in. They move requests between the queue, the pool and the running batches, lengthen extents when
+   copies and chunks arrive, and mark the lanes to which this may matter as dirty.
+3. Dirty lanes are planned (``planner``): reservation, departures, victims, joins, copies, prefill, order. A lane to
+   which nothing happened is not looked at, so a plain decode step costs a handful of comparisons.
+4. The outbox becomes the plan.
+
+Rules that hold throughout (``check`` verifies them):
+
+* Space is reserved before it is written and freed only when nothing under way may touch it (``ledger``, ``lanes``).
+* A request is in exactly one place: queue, prefill, pool, claimed by a lane, running, or on its way out.
+* Every request ends in exactly one ``Release``; late, duplicate and unknown reports change nothing but a counter.
+* ``now`` never falls: a smaller one is taken as the last one and counted.
+
+An executor's part of the contract: it carries out plans in order; every order is named by a report, also one that
+ran no step; every copy ends in one completion; a finished request leaves its lane by itself; after ``StepsFailed``
+its lane is empty and waits for an order; it stops a request at its limit and reports it finished.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from .books import Books
+from .cluster import Cluster
+from .costs import Costs
+from .errors import CallerError, ConfigError
+from .events import (
+    Arrived,
+    Cancelled,
+    CapacityChanged,
+    CopyDone,
+    CopyFailed,
+    DeviceBack,
+    DeviceLost,
+    Draining,
+    Event,
+    LaneBack,
+    LaneLost,
+    LinkChanged,
+    Paused,
+    Resumed,
+    StagedLost,
+    StepsDone,
+    StepsFailed,
+    WeightsChanged,
+)
+from .intake import Intake
+from .plan import Plan
+from .planner import Planner
+from .policies.protocols import Policy
+from .request import Request
+from .scheduler_view import SchedulerView
+
+PLANNING_PASSES = 4  # lanes may make work for each other; what is left then waits for the very next call
+
+
+class Scheduler:
+    """Decides which requests decode together, what runs next, and where KV lies.
+
+    ``policy`` is a whole policy (see ``registry.policy``). ``costs`` is what the executor publishes about its steps,
+    shown to policies. ``max_horizon`` is the longest a standing order lasts (steps). ``max_kinds`` bounds the kinds
+    (adapters) in one batch; ``eligible`` may hold requests back from prefill. ``copy_retries`` and ``step_retries``
+    bound retries before a request is computed again, or failed. ``copy_lease_s``: a copy without completion for so
+    long is given up and its target quarantined until the executor vouches for it by that completion.
+
+    Raises ConfigError when the cluster and the policy cannot work together.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        policy: Policy,
+        costs: Costs | None = None,
+        *,
+        max_horizon: int = 256,
+        max_kinds: int | None = None,
+        eligible: Callable[[Request], bool] | None = None,
+        copy_retries: int = 3,
+        step_retries: int = 3,
+        copy_lease_s: float | None = None,
+    ) -> None:
+        if max_horizon < 1:
+            raise ConfigError(f"max_horizon must be at least 1, got {max_horizon}")
+        if max_kinds is not None and max_kinds < 1:
+            raise ConfigError(f"max_kinds must be at least 1 or None, got {max_kinds}")
+        _check_routes(cluster)
+        allow = eligible or _everybody
+        self.cluster = cluster
+        self.policy = policy
+        self._books = Books(cluster)
+        self._books.rank_of = policy.admission.rank
+        self._views = {lane.id: SchedulerView(self._books, lane, costs, allow) for lane in self._books.lanes.values()}
+        self._planner = Planner(
+            self._books, policy, self._views, max_horizon=max_horizon, max_kinds=max_kinds, eligible=allow
+        )
+        self._intake = Intake(self._books, max_horizon, copy_retries, step_retries, copy_lease_s)
+        self._paused = False
+        # Lanes that only prefill come last: what decodes claims KV before it would be written out of their way.
+        self._lanes = tuple(sorted(self._books.lanes.values(), key=lambda lane: not lane.state.role.decodes))
+        intake = self._intake
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Arrived: intake.arrived,
+            Cancelled: intake.cancelled,
+            StepsDone: intake.steps_done,
+            StepsFailed: intake.steps_failed,
+            CopyDone: intake.copy_done,
+            CopyFailed: intake.copy_failed,
+            CapacityChanged: intake.capacity_changed,
+            LinkChanged: intake.link_changed,
+            LaneLost: intake.lane_lost,
+            LaneBack: intake.lane_back,
+            DeviceLost: intake.device_lost,
+            DeviceBack: intake.device_back,
+            StagedLost: intake.staged_lost,
+            WeightsChanged: intake.weights_changed,
+            Paused: self._pause,
+            Resumed: self._resume,
+            Draining: self._drain,
+        }
+
+    # -- the one mutator
+
+    def handle(self, now: float, *events: Event) -> Plan:
+        """Take events in and say what to do. O(log n) per event; O(1) for a plain decode step.
+
+        Raises CallerError or ExecutorError, naming the field, when an event cannot be true; the call then changed
+        nothing that its earlier events did not. Raises PolicyError when a policy raised; the next call goes on.
+        """
+        books = self._books
+        if not math.isfinite(now):
+            raise CallerError(f"now must be a finite number of seconds, got {now!r}")
+        if now < books.now:
+            books.counts["late_now"] += 1
+        else:
+            books.now = now
+        try:
+            if len(events) > 1:
+                self._check_arrivals(events)
+            for event in events:
+                handler = self._handlers.get(type(event))
+                if handler is None:
+                    raise CallerError(f"{event!r} is no event; known: {', '.join(e.__name__ for e in self._handlers)}")
+                handler(event)
+            self._intake.expire_leases()
+            self._plan_lanes()
+        finally:
+            for lane in self._lanes:
+                lane.state.fresh = lane.relieved = False
+        return books.out.plan(self._wake_at())
+
+    def _plan_lanes(self) -> None:
+        now = self._books.now
+        for _ in range(PLANNING_PASSES):
+            again = False
+            for lane in self._lanes:
+                if lane.wake_at is not None and now >= lane.wake_at:
+                    lane.wake_at, lane.dirty = None, True
+                if (lane.dirty or lane.renew) and not lane.state.lost:
+                    if self._paused:
+                        self._planner.halt(lane)
+                    elif lane.state.may_order():
+                        self._planner.plan(lane)
+                        again = True
+            if not again:
+                return
+
+    def _wake_at(self) -> float | None:
+        wake = self._intake.next_lease()
+        for lane in self._lanes:
+            if lane.wake_at is not None and not self._paused and (wake is None or lane.wake_at < wake):
+                wake = lane.wake_at
+            if lane.dirty and not self._paused and not lane.state.lost and lane.state.may_order():
+                wake = self._books.now
+        return wake
+
+    # -- standing wishes of the caller
+
+    def _pause(self, event: Paused) -> None:
+        self._paused = True
+        for lane in self._lanes:
+            lane.dirty = True
+
+    def _resume(self, event: Resumed) -> None:
+        self._paused = self._planner.draining = False
+        for lane in self._lanes:
+            lane.dirty = True
+
+    def _drain(self, event: Draining) -> None:
+        self._planner.draining = True
+
+    def _check_arrivals(self, events: tuple[Event, ...]) -> None:
+        """Two arrivals of one id in a call are refused before the first is taken in."""
+        seen: set[str] = set()
+        for event in events:
+            if isinstance(event, Arrived):
+                self._intake.check_arrival(event)
+                if event.request.id in seen:
+                    raise CallerError(f"request {event.request.id!r} arrives twice in one call")
+                seen.add(event.request.id)
+
+    # -- looking in
+
+    @property
+    def now(self) -> float:
+        """The latest time seen."""
+        return self._books.now
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Counters since the start: arrivals, outcomes, preemptions, ignored reports, refused proposals."""
+        return MappingProxyType(self._books.counts)
+
+    @property
+    def queued(self) -> int:
+        """Requests waiting for prefill."""
+        return len(self._books.queue)
+
+    @property
+    def pooled(self) -> int:
+        """Prefilled requests that nobody has chosen."""
+        return len(self._books.pool)
+
+    @property
+    def live(self) -> int:
+        """Requests whose prefill has begun and that have not ended."""
+        return len(self._books.live)
+
+    def idle(self) -> bool:
+        """Whether nothing is left to do: no request queued or live, no copy under way."""
+        return not (self._books.queue or self._books.live or self._books.flights)
+
+    def view(self, lane: str) -> SchedulerView:
+        """The view policies get of a lane. Raises KeyError for an unknown one."""
+        return self._views[lane]
+
+    def check(self) -> None:
+        """Verify every named invariant of the whole state. O(everything). Raises InvariantError."""
+        from .check import check
+
+        check(self._books)
+
+
+def _everybody(request: Request) -> bool:
+    return True
+
+
+def _check_routes(cluster: Cluster) -> None:
+    """KV of every lane that only prefills must be able to reach every lane that only decodes, directly or by the host."""
+    for source in cluster.lanes:
+        for target in cluster.lanes:
+            if cluster.role(source).decodes or cluster.role(target).prefills:
+                continue
+            for a in source.ranks:
+                for b in target.ranks:
+                    by_host = cluster.host_blocks and cluster.link.get((a, "host")) and cluster.link.get(("host", b))
+                    if not cluster.link.get((a, b)) and not by_host:
+                        raise ConfigError(f"no link leads from device {a!r}, which prefills, to {b!r}, which decodes")

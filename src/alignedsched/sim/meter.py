@@ -1,0 +1,63 @@
+"""Watches the lanes of a simulated run that decode: how much of their time were bubbles, and of which kind."""
+
+from __future__ import annotations
+
+from ..cluster import Cluster
+from ..metrics.bubbles import BubbleMeter, Idle, fractions
+from ..scheduler import Scheduler
+from .lane import Span
+
+
+class LaneMeters:
+    """A BubbleMeter for each lane that decodes, fed with what lanes did and what waited meanwhile."""
+
+    def __init__(self, cluster: Cluster, scheduler: Scheduler) -> None:
+        self._views = {ln.id: scheduler.view(ln.id) for ln in cluster.lanes if cluster.role(ln).decodes}
+        self._meters = {lane: BubbleMeter() for lane in self._views}
+        self._until = dict.fromkeys(self._views, 0.0)  # time accounted for
+        self._reason = dict.fromkeys(self._views, Idle.NO_WORK)  # why a lane is idle since the last plan, if it is
+        self._missing = dict.fromkeys(self._views, 0)
+
+    def observe(self, spans: list[Span]) -> None:
+        """Take in what lanes did since the last plan, then look at what waits now. O(spans + lanes)."""
+        for span in spans:
+            meter = self._meters.get(span.lane)
+            if meter is None:
+                continue
+            self._idle(span.lane, span.begin)
+            seconds = float(span.durations.sum())
+            meter.step(seconds, span.balanced * len(span.durations), span.served, self._missing[span.lane])
+            self._until[span.lane] = span.begin + seconds
+        for lane in self._views:
+            self._look(lane)
+
+    def _idle(self, lane: str, until: float) -> None:
+        gap = until - self._until[lane]
+        if gap > 0:
+            self._meters[lane].idle(gap, self._reason[lane])
+            self._until[lane] = until
+
+    def _look(self, lane: str) -> None:
+        view = self._views[lane]
+        pooled = len(view.pool) + len(view.candidates)
+        wanted = len(view.joining)
+        if wanted:
+            self._reason[lane] = Idle.COPY
+        elif pooled or (view.role.prefills and len(view.queue)):
+            self._reason[lane] = Idle.BATCH
+        else:
+            self._reason[lane] = Idle.NO_WORK
+        self._missing[lane] = 0
+        if pooled:
+            ranks = view.ranks
+            members = sum(len(rank.batch) for rank in ranks)
+            seats = max(0, view.lane.max_members * len(ranks) - members - wanted)
+            each = max(1, sum(rank.batch.blocks for rank in ranks) // max(1, members))
+            room = sum(max(0, rank.free) for rank in ranks) // each
+            self._missing[lane] = min(pooled, seats, room)
+
+    def close(self, now: float) -> dict[str, float]:
+        """Account for the time up to ``now`` and return the fractions over all lanes."""
+        for lane in self._views:
+            self._idle(lane, now)
+        return fractions(self._meters.values())

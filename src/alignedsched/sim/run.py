@@ -1,0 +1,133 @@
+"""One workload under one policy on one modelled cluster, from the first arrival to the last release."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+
+from ..cluster import HOST, Cluster
+from ..costs import Costs
+from ..driver import drive
+from ..events import Arrived, CallerEvent, Event
+from ..metrics import Lanes, LatencyCollector, bound
+from ..plan import Outcome, Plan
+from ..policies.protocols import Policy
+from ..scheduler import Scheduler
+from ..workloads import Workload
+from .executor import SimulatedExecutor
+from .meter import LaneMeters
+
+Tick = Callable[[int, float], None]  # (requests ended, simulated seconds)
+TICK_EVERY = 512  # scheduler calls
+
+
+@frozen
+class RunResult:
+    """What one run came to: ``figures`` is an entry of ``runs`` in the JSON of ``compare`` (see docs/json.md)."""
+
+    figures: dict[str, Any]
+    latency: LatencyCollector
+    scheduler: Scheduler
+
+
+def run(
+    workload: Workload,
+    cluster: Cluster,
+    costs: Costs | dict[str, Costs],
+    policy: Policy,
+    *,
+    tick: Tick | None = None,
+    check_every: int | None = None,
+    observe: Callable[[float, tuple[Event, ...], Plan], None] | None = None,
+) -> RunResult:
+    """Simulate. Output lengths are known to the executor alone. ``check_every`` calls ``scheduler.check()`` so often.
+
+    ``costs`` given by lane id are not shown to the policy, and no bound is known for them (its figures are absent).
+
+    O((requests + events) log n); a decode step in which nothing changes costs its share of one numpy call.
+    """
+    began = time.perf_counter()
+    scheduler = Scheduler(cluster, policy, None if isinstance(costs, dict) else costs)
+    executor = SimulatedExecutor(cluster, costs)
+    latency = LatencyCollector(cluster)
+    meters = LaneMeters(cluster, scheduler)
+    unserved: set[str] = set()
+    state = {"calls": 0, "events": 0, "ended": 0, "last": 0.0}
+
+    def watch(now: float, events: tuple[Event, ...], plan: Plan) -> None:
+        state["calls"] += 1
+        state["events"] += len(events)
+        latency.observe(now, events, plan, executor.durations)
+        meters.observe(executor.spans)
+        if plan.releases:
+            state["ended"] += len(plan.releases)
+            state["last"] = now
+            unserved.update(r.request for r in plan.releases if r.outcome is not Outcome.FINISHED)
+        if observe is not None:
+            observe(now, events, plan)
+        if check_every is not None and state["calls"] % check_every == 0:
+            scheduler.check()
+        if tick is not None and state["calls"] % TICK_EVERY == 0:
+            tick(int(state["ended"]), now)
+
+    drive(scheduler, executor, _arrivals(workload, executor, cluster.max_positions), observe=watch)
+    start = float(workload.arrival_s[0]) if len(workload) else 0.0
+    simulated = max(0.0, state["last"] - start)
+    figures = {
+        "policy": policy.name,
+        "requests": latency.requests,
+        "output_tokens": latency.output_tokens,
+        "simulated_s": simulated,
+        "wall_s": time.perf_counter() - began,
+        "steps": executor.steps,
+        "events": int(state["events"]),
+        "throughput_tok_s": latency.output_tokens / simulated if simulated else 0.0,
+        "latency_s": latency.summary(),
+        "bubbles": meters.close(state["last"]),
+        "copies": copies(executor),
+        "preemptions": scheduler.counts["preemptions"],
+    }
+    if not isinstance(costs, dict):
+        figures |= _bound(workload, unserved, cluster, costs, simulated)
+    return RunResult(figures, latency, scheduler)
+
+
+def effective_outputs(workload: Workload, max_positions: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Output tokens as served: an answer ends at the model's last position."""
+    return np.maximum(1, np.minimum(workload.output_tokens, max_positions - workload.prompt_tokens))
+
+
+def _arrivals(
+    workload: Workload, executor: SimulatedExecutor, max_positions: int
+) -> Iterator[tuple[float, CallerEvent]]:
+    """Requests as they arrive; the executor, and nobody else, hears of their output lengths."""
+    for request, output in workload.requests():
+        executor.expect(request.id, max(1, min(output, max_positions - request.prompt_tokens)))
+        yield request.arrival, Arrived(request)
+
+
+def copies(executor: SimulatedExecutor) -> dict[str, int]:
+    """Bytes copied by direction."""
+    moved = executor.copied_bytes
+    return {
+        "host_to_device_bytes": sum(n for (source, _), n in moved.items() if source == HOST),
+        "device_to_host_bytes": sum(n for (_, target), n in moved.items() if target == HOST),
+        "peer_bytes": sum(n for (source, target), n in moved.items() if HOST not in (source, target)),
+        "staged_bytes": executor.staged_bytes,
+    }
+
+
+def _bound(workload: Workload, unserved: set[str], cluster: Cluster, costs: Costs, simulated: float) -> dict[str, Any]:
+    """The bound on the work that was done."""
+    served = np.ones(len(workload), dtype=bool)
+    if unserved:
+        served = np.array([request.id not in unserved for request, _ in workload.requests()], dtype=bool)
+    outputs = effective_outputs(workload, cluster.max_positions)
+    least = bound(
+        workload.arrival_s[served], workload.prompt_tokens[served], outputs[served], costs, Lanes.of(cluster)
+    ).bound_s
+    return {"bound_s": least, "bound_ratio": least / simulated if simulated else None}
