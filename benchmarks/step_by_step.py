@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from attrs import define, field
 
-from alignedsched import Cluster, Device, Lane, Link, Policy, Request, Role, Scheduler
+from alignedsched import HOST, Cluster, Device, Lane, Link, Policy, Request, Role, Scheduler
 from alignedsched.errors import ExecutorError
 from alignedsched.events import Arrived, CopyDone, CopyFailed, Event, StepsDone
 from alignedsched.plan import Plan, Step
@@ -31,7 +31,7 @@ class LaneRun:
     members: dict[str, None] = field(factory=dict)
 
     def run(self, finished: tuple[str, ...] = ()) -> list[Event]:
-        """Run the next step, in which ``finished`` make their last token; the reports of it and of orders passed over."""
+        """Run the next step, in which ``finished`` make their last token; reports of it and of orders passed over."""
         reports: list[Event] = []
         while self.pending:
             order = self._take_effect()
@@ -104,7 +104,7 @@ class StepByStep:
         return bool(events)
 
     def fill(self, requests: Iterable[Request], lane: str, members: int, at_once: int = 4096) -> None:
-        """Let requests arrive and run rounds until a lane has so many members. Raises ExecutorError if it never does."""
+        """Let requests arrive and run rounds until a lane has so many members. Raises ExecutorError if it does not."""
         waiting: list[Event] = []
         for request in requests:
             waiting.append(Arrived(request))
@@ -124,15 +124,20 @@ def one_lane(members: int, run_ahead: int = 0, blocks: int = PLENTY) -> Cluster:
     return Cluster((Device("gpu", Role.BOTH, blocks),), (lane,), max_positions=1 << 30)
 
 
-def two_lanes(members: int, pool_blocks: int, decode_blocks: int = PLENTY, run_ahead: int = 0) -> Cluster:
-    """A device that prefills, whose memory of ``pool_blocks`` bounds the pool, and one that decodes with so many seats."""
-    devices = (Device("p", Role.PREFILL, pool_blocks), Device("d", Role.DECODE, decode_blocks))
+def two_lanes(members: int, pool_blocks: int, host_blocks: int = 0) -> Cluster:
+    """A device that prefills and one that decodes with so many seats.
+
+    Without a host the pool stays on the first,
+    whose ``pool_blocks`` bound it; with one it is kept in ``host_blocks``.
+    """
+    devices = (Device("p", Role.PREFILL, pool_blocks), Device("d", Role.DECODE, PLENTY))
     lanes = (
-        Lane("p-lane", ("p",), run_ahead, 1 << 30, max_tokens=1 << 30),
-        Lane("d-lane", ("d",), run_ahead, members, max_tokens=1 << 30),
+        Lane("p-lane", ("p",), max_members=1 << 30, max_tokens=1 << 30),
+        Lane("d-lane", ("d",), max_members=members, max_tokens=1 << 30),
     )
-    links = (Link("p", "d", 1e12), Link("d", "p", 1e12))
-    return Cluster(devices, lanes, links=links, max_positions=1 << 30)
+    ends = ["p", "d", HOST] if host_blocks else ["p", "d"]
+    links = tuple(Link(a, b, 1e12) for a in ends for b in ends if a != b)
+    return Cluster(devices, lanes, host_blocks, links, max_positions=1 << 30)
 
 
 def decoding(members: int, policy: Policy, lengths: Iterable[int], run_ahead: int = 0) -> StepByStep:

@@ -131,18 +131,23 @@ class Adversary:
             assert not model.touching(request, rank), f"{why} of {request!r} in {tier!r} while a step touches it"
             member = model.members.get(request)
             assert member is None or member[0] != rank, f"{why} of member {request!r} in {tier!r}"
-            held = [*([model.order] if model.order is not None and not model.ran else []), *(s for _, s in model.pending)]
+            held = [step for _, step in model.pending]
+            held += [model.order] if model.order is not None and not model.ran else []
             for step in held:
                 for chunk in step.chunks:
-                    assert (chunk.request, chunk.rank) != (request, rank), f"{why} of {request!r} under chunk order {step}"
+                    assert (chunk.request, chunk.rank) != (request, rank), f"{why} of {request!r} under {step}"
 
     # -- plans
 
     def submit(self, plan: Plan) -> None:
         """Take a plan in the order the contract names. Raises AssertionError if it is illegal."""
+        first: set[str] = set()
         for step in plan.steps:
             model = self.lanes[step.lane]
             assert not model.lost, f"order {step} to a lost lane"
+            if step.lane in first:
+                continue
+            first.add(step.lane)
             if model.launched == model.done and not model.failed and not self._unrun_chunks(model):
                 for request in step.leaves:
                     model.members.pop(request, None)
@@ -184,7 +189,8 @@ class Adversary:
         there = self.kv.get(copy.request, {})
         assert self.cluster.route(copy.source, copy.target) is not None, f"{copy}: no link"
         source = there.get(copy.source)
-        assert source is not None and source.readable >= copy.end, f"{copy} reads what is not there: {there}"
+        assert source is not None, f"{copy} reads what is not there: {there}"
+        assert source.readable >= copy.end, f"{copy} reads what is not there: {there}"
         assert source.weights == self.weights, f"{copy} reads KV of old weights"
         target = self._kv(copy.request, copy.target)
         assert target.readable >= copy.start, f"{copy} extends what is not there: {there}"
@@ -195,11 +201,13 @@ class Adversary:
 
     def _untouched_target(self, copy: Copy) -> None:
         for other in self.copies.values():
-            assert other.request != copy.request or copy.target not in (other.target, other.source), f"{copy} over {other}"
+            apart = other.request != copy.request or copy.target not in (other.target, other.source)
+            assert apart, f"{copy} over {other}"
         for model in self.lanes.values():
             if copy.target in model.lane.ranks:
                 rank = model.lane.ranks.index(copy.target)
-                assert copy.request not in model.members or model.members[copy.request][0] != rank, f"{copy} into a member"
+                member = model.members.get(copy.request)
+                assert member is None or member[0] != rank, f"{copy} into a member"
                 assert not model.touching(copy.request, rank), f"{copy} into what a step touches"
 
     def _order(self, model: LaneModel, step: Step) -> None:
@@ -247,7 +255,8 @@ class Adversary:
         for other in self.lanes.values():
             assert join.request not in other.members, f"{join} of {step}: a member of {other.lane.id}"
         kv = self.kv.get(join.request, {}).get(tier)
-        assert kv is not None and kv.written == join.context_length - 1, f"{join} of {step}: its KV is {kv} in {tier!r}"
+        assert kv is not None, f"{join} of {step}: no KV in {tier!r}"
+        assert kv.written == join.context_length - 1, f"{join} of {step}: its KV is {kv} in {tier!r}"
         assert kv.readable == kv.written or model.touching(join.request, join.rank), f"{join}: KV not readable {kv}"
         assert kv.weights >= model.weights[step.order], f"{join} of {step}: KV of old weights"
         for copy in self.copies.values():

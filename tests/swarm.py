@@ -1,4 +1,4 @@
-"""Random lives of schedulers, for as long as one likes: ``python -m tests.swarm --events 2000 --seed 1 --lives 100``."""
+"""Random lives of schedulers: ``python -m tests.swarm --events 2000 --seed 1 --lives 100``, as long as one likes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def main() -> int:
             frames = traceback.extract_tb(error.__traceback__)
             if not options.keep_going:
                 traceback.print_exc()
-                print(f"failed with --seed {seed} --events {options.events}")
+                print(f"failed with --seed {seed} --events {options.events}")  # noqa: T201
                 return 1
             where = [f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in frames[-2:]]
             tally[f"{type(error).__name__} {where} {str(error)[:70]}"] += 1
             tally.setdefault(f"  first seed {seed}: {str(error)[:150]}", 0)
     for line, count in tally.most_common():
-        print(count or "", line)
-    print(f"{options.lives - sum(tally.values())} of {options.lives} lives ended well")
+        print(count or "", line)  # noqa: T201
+    print(f"{options.lives - sum(tally.values())} of {options.lives} lives ended well")  # noqa: T201
     return 1 if tally else 0
 
 

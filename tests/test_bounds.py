@@ -277,9 +277,7 @@ def test_no_random_schedule_beats_the_bound(
 ) -> None:
     rng = random.Random(seed)
     spread = rng.choice([0.0, 0.05, 5.0])
-    requests = tuple(
-        (rng.random() * spread, rng.randint(1, 10 * scale), rng.randint(1, 12)) for _ in range(count)
-    )
+    requests = tuple((rng.random() * spread, rng.randint(1, 10 * scale), rng.randint(1, 12)) for _ in range(count))
     size = rng.choice([1, 16])
     needed = max(-(-(prompt + output - 1) // size) for _, prompt, output in requests)
     case = Case(

@@ -13,6 +13,7 @@ from random import Random
 
 from alignedsched import policies
 from alignedsched.cluster import HOST, Cluster, Device, KVLayout, Lane, Link, Role
+from alignedsched.errors import PolicyError
 from alignedsched.events import (
     Arrived,
     Cancelled,
@@ -48,6 +49,7 @@ class Erratic:
     def __init__(self, seed: int) -> None:
         self.rng = Random(seed)
         self.sane = False
+        self.raises = self.rng.choice((0.0, 0.03))
         self.cleaned: set[str] = set()
         self.swap = self.rng.random() < 0.5
         self.good = ContinuousBatching(swap=self.swap)
@@ -58,6 +60,8 @@ class Erratic:
         return 0.0
 
     def _some(self, view: LaneView, most: int = 4) -> list[str]:
+        if self.rng.random() < self.raises:
+            raise RuntimeError("a bug in a policy")
         known = [*view.pool.by_order(), *view.candidates, *view.joining, *view.expected, "nobody"]
         known += [member for rank in view.ranks for member in rank.batch]
         known += [waiting.request.id for waiting in view.queue]
@@ -69,7 +73,8 @@ class Erratic:
             return list(self.admission.admit(view))
         known = [begun.request for begun in view.prefilling] + [w.request.id for w in view.queue]
         ranks = len(view.ranks)
-        takes = [Take(r, self.rng.randint(0, 40), self.rng.randint(-1, ranks)) for r in known if self.rng.random() < 0.5]
+        some = [request for request in known if self.rng.random() < 0.5]
+        takes = [Take(request, self.rng.randint(0, 40), self.rng.randint(-1, ranks)) for request in some]
         return takes + [Take(r, self.rng.randint(1, 9), 0) for r in self._some(view, 1)]
 
     def compose(self, view: LaneView) -> Composition:
@@ -184,7 +189,8 @@ class World:
         self.cluster = random_cluster(rng)
         self.policy, self.erratic = random_policy(rng)
         self.max_kinds = rng.choice((None, None, 1, 2))
-        self.lease = rng.choice((None, 5.0)) if trouble else None
+        self.lease = rng.choice((None, 1.0)) if trouble else None
+        self.copies_end = rng.choice((0.6, 0.6, 0.05))
         self.scheduler = Scheduler(
             self.cluster,
             self.policy,
@@ -211,7 +217,7 @@ class World:
         for event in events:
             if isinstance(event, WeightsChanged):
                 self.adversary.change_weights()
-        plan = self.scheduler.handle(self.now, *events)
+        plan = self._handle(events)
         self.log.append(f"   -> {plan}")
         self.told.extend(events)
         self.wake = plan.wake_at
@@ -220,13 +226,20 @@ class World:
         self._compare_memory()
         return plan
 
+    def _handle(self, events: tuple[Event, ...]) -> Plan:
+        while True:
+            try:
+                return self.scheduler.handle(self.now, *events)
+            except PolicyError:
+                events = ()  # they are taken in already, and what was decided comes with the next plan
+
     def _compare_memory(self) -> None:
         """What the scheduler charges covers what is there; a shrunken tier is cleared before it is smaller."""
         view = self.scheduler.view(self.cluster.lanes[0].id)
-        for tier, wanted in tuple(self.shrunk.items()):
-            if view.free(tier) >= 0:
-                self.adversary.capacity[tier] = wanted
-                del self.shrunk[tier]
+        for name, wanted in tuple(self.shrunk.items()):
+            if view.free(name) >= 0:
+                self.adversary.capacity[name] = wanted
+                del self.shrunk[name]
         for tier in self.cluster.tiers.values():
             if tier.device in self.lost_devices:
                 continue
@@ -279,7 +292,7 @@ class World:
     def end_copies(self, rng: Random) -> list[Event]:
         events: list[Event] = []
         for number in list(self.adversary.copies):
-            if rng.random() < 0.5:
+            if rng.random() < self.copies_end:
                 fails = rng.random() < (0.5 if number in self.adversary.aborted else 0.1 if self.trouble else 0.0)
                 events.append(self.adversary.end_copy(number, not fails))
         rng.shuffle(events)
@@ -462,7 +475,8 @@ def walk(seed: int, events: int, trouble: bool = True) -> World:
         world.finish(rng)
     except Exception as error:
         error.add_note(f"seed {seed}, policy {world.policy.name}, {world.cluster}")
-        for line in [*world.log, *world.adversary.state(), *map(str, [*world.scheduler._books.live.values(), *world.scheduler._books.queue])]:
+        books = world.scheduler._books
+        for line in [*world.log, *world.adversary.state(), *map(str, books.live.values()), *map(str, books.queue)]:
             error.add_note(line)
         raise
     return world

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .books import Books, LaneBook
+from .books import Books
 from .errors import InvariantError
+from .lane_book import LaneBook
 from .live import Live
 from .states import RequestState
 
@@ -94,7 +95,7 @@ def _lengths(live: Live) -> None:
     prompt = live.request.prompt_tokens
     if live.state in (R.POOLED, R.CANDIDATE, R.JOINING) and live.stored != prompt + live.produced - 1:
         _fail("monotone", f"{live.id!r}: {live.stored} tokens stored, prompt {prompt}, produced {live.produced}")
-    if not 0 <= live.stored or live.ordered < 0 or live.ordered > live.target:
+    if live.stored < 0 or live.ordered < 0 or live.ordered > live.target:
         _fail("monotone", f"{live.id!r}: stored {live.stored}, ordered {live.ordered}, target {live.target}")
 
 

@@ -16,20 +16,23 @@ TierId = str
 
 
 class Role(enum.Enum):
-    """What a device is for."""
+    """What a device is for. ``prefills`` and ``decodes`` say what its lane may run."""
 
-    PREFILL = "prefill"
-    DECODE = "decode"
-    BOTH = "both"
-    HELPER = "helper"
+    PREFILL = ("prefill", True, False)
+    DECODE = ("decode", False, True)
+    BOTH = ("both", True, True)
+    HELPER = ("helper", False, False)
 
-    @property
-    def prefills(self) -> bool:
-        return self in (Role.PREFILL, Role.BOTH)
+    prefills: bool
+    decodes: bool
 
-    @property
-    def decodes(self) -> bool:
-        return self in (Role.DECODE, Role.BOTH)
+    def __new__(cls, value: str, prefills: bool, decodes: bool) -> Role:
+        """Attributes instead of properties: they are read in every decision."""
+        role = object.__new__(cls)
+        role._value_ = value
+        role.prefills = prefills
+        role.decodes = decodes
+        return role
 
 
 def _require(ok: bool, message: str) -> None:
@@ -153,7 +156,8 @@ class Cluster:
             _require(len(roles) == 1, f"the ranks of lane {lane.id!r} have different roles")
             _require(Role.HELPER not in roles, f"lane {lane.id!r}: a helper device runs no steps")
         _require(
-            any(by_id[lane.ranks[0]].role.prefills for lane in self.lanes), "no lane can prefill: no device has that role"
+            any(by_id[lane.ranks[0]].role.prefills for lane in self.lanes),
+            "no lane can prefill: no device has that role",
         )
         _require(
             any(by_id[lane.ranks[0]].role.decodes for lane in self.lanes), "no lane can decode: no device has that role"

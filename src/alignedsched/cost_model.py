@@ -23,6 +23,8 @@ from .models import DTYPE_BYTES, Model
 GATE_BLOCKS_PER_SM = 1.6
 MEMO_SIZE = 65_536
 Chunks = Sequence[tuple[int, int]]
+_AHEAD = np.arange(512, dtype=np.float64)
+_AHEAD.flags.writeable = False
 
 
 @define(eq=False)
@@ -46,7 +48,9 @@ class ModelCosts:
     _bytes_per_token: int = field(init=False)  # of KV, per layer, on this GPU
     _tail: float = field(init=False)  # seconds per token and layer of one KV head read by one SM alone
     _gate: float = field(init=False)  # members from which no sequence is split any more
-    _linear: dict[tuple[int, int], float] = field(init=False, factory=dict)
+    _layers: dict[int, float] = field(init=False, factory=dict)  # linear part of all layers, by rows
+    _heads: dict[int, float] = field(init=False, factory=dict)  # by rows sampled
+    _chunks: tuple[Chunks, float] = field(init=False, default=((), 0.0))  # the last step's, asked about twice
     _uniform: dict[int, tuple[float, float, bool, float, float]] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -82,15 +86,17 @@ class ModelCosts:
         """
         if rows < 1:
             return 0.0
-        key = (rows, rows if sampled is None else sampled)
-        known = self._linear.get(key)
-        if known is None:
-            if len(self._linear) >= MEMO_SIZE:
-                self._linear.clear()
-            known = self._linear[key] = self._products(*key)
-        return known
+        sampled = rows if sampled is None else sampled
+        layers = self._layers.get(rows)
+        if layers is None:
+            layers = _keep(self._layers, rows, self._layer_seconds(rows))
+        head = self._heads.get(sampled)
+        if head is None:
+            head = _keep(self._heads, sampled, self._head_seconds(sampled))
+        return layers + head
 
-    def _products(self, rows: int, sampled: int) -> float:
+    def _layer_seconds(self, rows: int) -> float:
+        """Products, small kernels and all-reduces of all layers."""
         model, gpu, parallel = self.model, self.gpu, self.tensor_parallel
         matmul, size = self._matmul(), DTYPE_BYTES[model.weight_dtype]
         layer = sum(matmul.seconds(rows, outputs, inputs, size) for outputs, inputs in model.products_on(parallel))
@@ -99,8 +105,11 @@ class ModelCosts:
         if parallel > 1:
             link = gpu.all_reduce[parallel]
             layer += 2 * (link.latency + 2 * rows * model.hidden / link.bandwidth)
-        head = gpu.matmul.seconds(sampled, -(-model.vocabulary // parallel), model.hidden, 2)
-        return model.layers * layer + head
+        return model.layers * layer
+
+    def _head_seconds(self, sampled: int) -> float:
+        model = self.model
+        return self.gpu.matmul.seconds(sampled, -(-model.vocabulary // self.tensor_parallel), model.hidden, 2)
 
     def decode_attention_seconds(self, n: int, total: int, longest: int) -> float:
         """Decode attention of all layers on this surface, in a step without chunks."""
@@ -124,6 +133,14 @@ class ModelCosts:
         """Attention of all layers in a step, decode members and chunks together."""
         return self._attention(load, self.surface)
 
+    def _prefill_alone(self, chunks: Chunks) -> float:
+        """Attention of a step's chunks where decode rows do not ride along; the last answer is remembered."""
+        known, seconds = self._chunks
+        if known is not chunks:
+            seconds = self._prefill(chunks, 0, 0)
+            self._chunks = (chunks, seconds)
+        return seconds
+
     def _prefill(self, chunks: Chunks, decoded: int, longest: int) -> float:
         """All chunks of a step in one launch; ``decoded`` context tokens of decode rows ride along where tiles do."""
         model, fit = self.model, self.gpu.prefill
@@ -145,7 +162,7 @@ class ModelCosts:
         if not load.chunks:
             return self._decode(load.n, load.total, load.longest, surface)
         if not (self.gpu.prefill.tile and load.n):
-            return self._prefill(load.chunks, 0, 0) + self._decode(load.n, load.total, load.longest, surface)
+            return self._prefill_alone(load.chunks) + self._decode(load.n, load.total, load.longest, surface)
         tokens = load.n * load.longest if surface == "padded" else load.total
         mixed = self._prefill(load.chunks, tokens, load.longest if surface in ("gated", "unsplit") else 0)
         return max(mixed, self._decode(load.n, load.total, load.longest, surface))
@@ -185,16 +202,16 @@ class ModelCosts:
             return np.array([self._step(load, self.surface)])
         slope, launch, bound, fixed, host = self._uniform.get(n) or self._remember(n)
         p = self._fit.p
-        ahead = np.arange(steps, dtype=np.float64)
+        ahead = _AHEAD[:steps] if steps <= len(_AHEAD) else np.arange(steps, dtype=np.float64)
         times = ahead * (slope * n)
         times += slope * (n * load.longest if self.surface == "padded" else load.total)
         times **= p
         times += launch
         times **= 1 / p
         if bound:
-            ahead += load.longest
-            ahead *= self._tail
-            np.maximum(times, ahead, out=times)
+            alone = ahead + load.longest
+            alone *= self._tail
+            np.maximum(times, alone, out=times)
         times *= self.model.layers
         times += fixed
         if not self.overlap_host:
@@ -212,3 +229,11 @@ class ModelCosts:
         known = (self._bytes_per_token / fit.bandwidth, launch, bound, fixed, self.host_seconds(n))
         self._uniform[n] = known
         return known
+
+
+def _keep(memo: dict[int, float], key: int, value: float) -> float:
+    """Remember a value in a memo of bounded size, and return it."""
+    if len(memo) >= MEMO_SIZE:
+        memo.clear()
+    memo[key] = value
+    return value

@@ -30,11 +30,11 @@ class StepsDone:
     """A lane has run steps of an order, up to and including step ``through``.
 
     ``first`` is the step at which the order took effect (its members' lengths are fixed by it); ``through ==
-    first - 1`` says that it took effect and ran nothing (replaced at once, or a stop). ``finished`` names requests
-    and the step that gave each its last token; ``prefilled`` the requests whose chunk of this order is written.
-    ``seconds`` is the time the newly reported steps took, ``ended`` when the last of them ended (default: the ``now`` of
-    the call). ``launched`` is the last step launched when the report was
-    made (default: ``through`` plus the lane's run-ahead, as when a report is made at the end of a step).
+    first - 1`` says that it took effect and ran nothing (replaced at once, or a stop). Reports of one order come in
+    the order of its steps. ``finished`` names requests and the step that gave each its last token, ``prefilled`` the
+    requests whose chunk of this order is written. ``seconds`` is the time the newly reported steps took, ``ended``
+    when the last of them ended (default: the ``now`` of the call). ``launched`` is the last step launched when the
+    report was made (default: ``through`` plus the lane's run-ahead, as when a report is made at the end of a step).
     """
 
     lane: str

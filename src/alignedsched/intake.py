@@ -6,7 +6,7 @@ counted and ignored. Losing a lane, a device or all KV (new weights) is taken in
 
 from __future__ import annotations
 
-from .books import Books, LaneBook
+from .books import Books
 from .errors import CallerError, ExecutorError
 from .events import (
     Arrived,
@@ -24,10 +24,12 @@ from .events import (
     StepsFailed,
     WeightsChanged,
 )
+from .lane_book import LaneBook
 from .lanes import Issued
-from .live import Live
+from .live import Flight, Live
 from .plan import Chunk, Outcome
 from .queue import Waiting
+from .reports import Reports
 from .request import Request
 from .states import CopyState, RequestState
 from .trouble import Trouble
@@ -46,6 +48,7 @@ class Intake:
         self._copy_retries = copy_retries
         self._copy_lease_s = copy_lease_s
         self._trouble = Trouble(books, step_retries)
+        self._reports = Reports(books)
         self._leased_to = 0  # copies with smaller ids have their lease (ids are given in order)
 
     # -- requests
@@ -93,7 +96,7 @@ class Intake:
     def cancelled(self, event: Cancelled) -> None:
         books = self._books
         if event.request in books.queue:
-            books.queue.pop(event.request)
+            books.queue.remove(event.request)
             books.release(event.request, Outcome.CANCELLED, "cancelled while it queued")
             return
         live = books.live.get(event.request)
@@ -114,7 +117,7 @@ class Intake:
             return
         if lane.state.must_wait(event):
             return
-        self._check_finished(lane, event)
+        self._reports.check(lane, event)
         self._progress(lane, event)
         self._catch_up(lane)
 
@@ -134,41 +137,6 @@ class Intake:
         if lane is None:
             raise ExecutorError(f"report of lane {name!r}; known: {', '.join(self._books.lanes)}")
         return lane
-
-    def _check_finished(self, lane: LaneBook, event: StepsDone | StepsFailed) -> None:
-        """Raise ExecutorError if a report names what cannot have finished, or misses what must have."""
-        order = lane.state.find(event.order)
-        assert order is not None
-        where = f"lane {event.lane!r}, order {event.order}"
-        chunks = {chunk.request: chunk for chunk in order.step.chunks}
-        named = {request for request, _ in event.finished}
-        for request, step in event.finished:
-            live = self._books.live.get(request)
-            in_chunk = request in chunks and chunks[request].last
-            if live is None or not (in_chunk or self._is_member(lane, live)):
-                raise ExecutorError(f"{where}: {request!r} finished, but is no member")
-            if not lane.state.reported < step <= event.through:
-                raise ExecutorError(f"{where}: {request!r} finished in step {step}, outside of what is newly done")
-        if isinstance(event, StepsDone) and chunks:
-            self._check_chunks(where, chunks, event)
-        for batch in lane.state.batches:
-            limit = batch.next_limit()
-            if limit is not None and limit[0] <= event.through and limit[1] not in named:
-                if self._books.live[limit[1]].base is not None:
-                    raise ExecutorError(f"{where}: {limit[1]!r} went on beyond its limit, reached in step {limit[0]}")
-
-    def _check_chunks(self, where: str, chunks: dict[str, Chunk], event: StepsDone) -> None:
-        unknown = [request for request in event.prefilled if request not in chunks]
-        missing = [r for r in chunks if r not in event.prefilled and self._wants(r)]
-        if unknown or missing:
-            raise ExecutorError(f"{where}: prefilled {event.prefilled!r}, but its chunks are of {tuple(chunks)!r}")
-
-    def _wants(self, request: str) -> bool:
-        live = self._books.live.get(request)
-        return live is not None and live.state not in (R.ENDED, R.LEAVING)
-
-    def _is_member(self, lane: LaneBook, live: Live) -> bool:
-        return live.lane == lane.id and live.state in (R.RUNNING, R.LEAVING, R.ENDED)
 
     def _progress(self, lane: LaneBook, event: StepsDone) -> None:
         state = lane.state
@@ -200,7 +168,7 @@ class Intake:
         books, number = self._books, issued.step.order
         for join in issued.step.joins:
             live = books.live.get(join.request)
-            if live is not None and live.join_order == number and live.lane == lane.id:
+            if live is not None and live.join_order == number and live.lane == lane.id and live.state is not R.ENDED:
                 books.joined_at(live, lane, first)
         for request in [r for r, (_, order) in lane.fences.items() if order <= number]:
             books.unfence(books.live[request], lane, first - 1)
@@ -230,23 +198,31 @@ class Intake:
         if chunk.last:
             live.produced += 1
             if live.state is R.PREFILLING:
+                books.ledger.trim(live.id, tier, live.stored)  # the pool is charged for what is stored
                 books.to_pool(live)
 
     # -- copies
 
-    def copy_done(self, event: CopyDone) -> None:
+    def _flight(self, event: CopyDone | CopyFailed) -> Flight | None:
+        """The copy a completion names; None, counted, if it has ended. Raises ExecutorError if there never was one."""
+        if type(event.copy) is not int or not 0 <= event.copy < self._books.next_copy:
+            raise ExecutorError(f"{type(event).__name__} of copy {event.copy!r}; {self._books.next_copy} were ordered")
         flight = self._books.flights.get(event.copy)
         if flight is None:
             self._books.counts["ignored"] += 1
+        return flight
+
+    def copy_done(self, event: CopyDone) -> None:
+        flight = self._flight(event)
+        if flight is None:
             return
         self._books.live[flight.request].copy_failures = 0
         self._books.end_copy(flight, arrived=True)
 
     def copy_failed(self, event: CopyFailed) -> None:
         books = self._books
-        flight = books.flights.get(event.copy)
+        flight = self._flight(event)
         if flight is None:
-            books.counts["ignored"] += 1
             return
         live, wanted = books.live[flight.request], flight.state is CopyState.FLYING
         books.end_copy(flight, arrived=False)
@@ -323,7 +299,7 @@ class Intake:
             return
         if lane.state.must_wait(event):
             return
-        self._check_finished(lane, event)
+        self._reports.check(lane, event)
         progress = lane.state.accept(event)
         for issued in progress.taken:
             self._take_effect(lane, issued, event.first)

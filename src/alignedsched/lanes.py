@@ -80,7 +80,7 @@ class LaneState:
 
     def chunk_orders(self) -> int:
         """Orders with prefill chunks that have not run yet."""
-        return sum(1 for order in self.issued if order.step.chunks)
+        return sum(1 for order in self.issued if order.step.chunks) if self.issued else 0
 
     def may_order(self) -> bool:
         """Whether a further order keeps chunk orders within run-ahead (they are never replaced, so they queue)."""
@@ -114,13 +114,17 @@ class LaneState:
         self.issued.append(issued)
         self.next_order = step.order + 1
         self.last_possible = latest + step.horizon - 1
+        self.fresh = False  # under this order more may be launched before a second one of the same plan is taken
         return issued
 
     def find(self, number: int) -> Issued | None:
         """The order of a number, if it stands or is still to take effect."""
         if self.standing is not None and self.standing.step.order == number:
             return self.standing
-        return next((order for order in self.issued if order.step.order == number), None)
+        for order in self.issued:
+            if order.step.order == number:
+                return order
+        return None
 
     def check_report(self, event: StepsDone | StepsFailed) -> bool:
         """Whether a report says something new (False: late or duplicate). Raises ExecutorError if it cannot be true."""
@@ -160,12 +164,16 @@ class LaneState:
                 f"{later.latest_first} (run_ahead {self.lane.run_ahead})"
             )
         if order.step.chunks and isinstance(event, StepsDone) and event.through != event.first:
-            raise ExecutorError(f"{where} carries prefill chunks and runs exactly one step, not {event.first} to {event.through}")
+            raise ExecutorError(
+                f"{where} carries prefill chunks and runs exactly one step, not {event.first} to {event.through}"
+            )
         for skipped in self.issued if order.state is OrderState.ISSUED else ():
             if skipped is order:
                 break
             if skipped.step.chunks and event.first == self.reported + 1:
-                raise ExecutorError(f"{where}: took effect before order {skipped.step.order}, which carries prefill chunks")
+                raise ExecutorError(
+                    f"{where}: took effect before order {skipped.step.order}, which carries prefill chunks"
+                )
 
     def must_wait(self, event: StepsDone | StepsFailed) -> bool:
         """Keep a report for later if an earlier one is still missing: it starts beyond the next step. O(1)."""

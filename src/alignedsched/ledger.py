@@ -49,6 +49,7 @@ class Ledger:
         self._growth: dict[str, int] = dict.fromkeys(self._capacity, 0)
         self._quarantined: dict[str, int] = dict.fromkeys(self._capacity, 0)
         self._clearing: dict[str, bool] = dict.fromkeys(self._capacity, False)
+        self._free: dict[str, int] = dict(self._capacity)  # kept: asked for far more often than it changes
         self._segments: dict[str, dict[str, Extent]] = {}
 
     # -- reading
@@ -58,7 +59,7 @@ class Ledger:
 
     def free(self, tier: str) -> int:
         """Blocks nobody holds; negative while a shrunken tier is over-full."""
-        return self._capacity[tier] - self._held[tier] - self._growth[tier] - self._quarantined[tier]
+        return self._free[tier]
 
     def growth(self, tier: str) -> int:
         """Blocks charged for the running batch of a device."""
@@ -93,18 +94,17 @@ class Ledger:
 
     def reserve(self, segment: str, tier: str, tokens: int) -> None:
         """Charge whole blocks for a segment's first ``tokens`` tokens. The caller has looked at ``free`` first."""
-        extents = self._segments.setdefault(segment, {})
-        extent = extents.get(tier)
-        if extent is None:
-            extent = extents[tier] = Extent()
-        elif extent.doomed or extent.growing:
+        extent = self._segments.get(segment, {}).get(tier)
+        if extent is not None and (extent.doomed or extent.growing):
             raise InvariantError("single_owner", f"{segment!r} reserves in {tier!r}, where its KV is not at rest")
-        more = self._layout.blocks(tokens) - extent.blocks
+        more = self._layout.blocks(tokens) - (extent.blocks if extent is not None else 0)
+        if more > self._free[tier] and more > 0:
+            raise InvariantError("capacity", f"{segment!r} needs {more} blocks of {tier!r}, {self._free[tier]} free")
+        if extent is None:
+            extent = self._segments.setdefault(segment, {})[tier] = Extent()
         if more > 0:
-            if more > self.free(tier):
-                raise InvariantError("capacity", f"{segment!r} needs {more} blocks of {tier!r}, {self.free(tier)} free")
             extent.blocks += more
-            self._held[tier] += more
+            self._hold(tier, more)
 
     def commit(self, segment: str, tier: str, tokens: int) -> None:
         """The first ``tokens`` tokens are readable now."""
@@ -116,8 +116,9 @@ class Ledger:
         """Keep only the first ``tokens`` tokens, readable and charged."""
         extent = self._segments[segment][tier]
         extent.tokens = min(extent.tokens, tokens)
-        self._held[tier] += self._layout.blocks(tokens) - extent.blocks
-        extent.blocks = self._layout.blocks(tokens)
+        blocks = self._layout.blocks(tokens)
+        self._hold(tier, blocks - extent.blocks)
+        extent.blocks = blocks
 
     def pin(self, segment: str, tier: str) -> None:
         self._segments[segment][tier].pins += 1
@@ -127,7 +128,7 @@ class Ledger:
         extent = self._segments[segment][tier]
         extent.pins -= 1
         if extent.pins == 0 and extent.doomed:
-            self._free(segment, tier)
+            self._remove(segment, tier)
             return True
         return False
 
@@ -140,14 +141,22 @@ class Ledger:
         if extent.pins:
             extent.doomed = True
             return False
-        self._free(segment, tier)
+        self._remove(segment, tier)
         return True
 
-    def _free(self, segment: str, tier: str) -> None:
+    def _remove(self, segment: str, tier: str) -> int:
+        """Forget an extent; returns the blocks it had, which are free now."""
         extents = self._segments[segment]
-        self._held[tier] -= extents.pop(tier).blocks
+        blocks = extents.pop(tier).blocks
+        self._hold(tier, -blocks)
         if not extents:
             del self._segments[segment]
+        return blocks
+
+    def _hold(self, tier: str, blocks: int) -> None:
+        """Charge so many blocks more to extents of a tier."""
+        self._held[tier] += blocks
+        self._free[tier] -= blocks
 
     # -- growing members
 
@@ -156,7 +165,7 @@ class Ledger:
         extent = self._segments[segment][tier]
         if extent.growing or extent.doomed:
             raise InvariantError("single_owner", f"{segment!r} joins in {tier!r}, where it grows already or is dropped")
-        self._held[tier] -= extent.blocks
+        self._hold(tier, -extent.blocks)
         extent.blocks = 0
         extent.growing = True
 
@@ -168,15 +177,17 @@ class Ledger:
         extent.growing = False
         extent.tokens = readable
         extent.blocks = self._layout.blocks(charged)
-        self._held[tier] += extent.blocks
+        self._hold(tier, extent.blocks)
 
     def set_growth(self, tier: str, blocks: int) -> None:
         """Charge the running batch of a device ``blocks`` blocks from now on."""
+        self._free[tier] += self._growth[tier] - blocks
         self._growth[tier] = blocks
 
     # -- trouble
 
     def set_capacity(self, tier: str, blocks: int) -> None:
+        self._free[tier] += blocks - self._capacity[tier]
         self._capacity[tier] = blocks
         self._clearing[tier] = self.free(tier) < 0
 
@@ -186,18 +197,16 @@ class Ledger:
 
     def quarantine(self, segment: str, tier: str) -> int:
         """Set the space of a pinned extent aside because nobody vouched for it in time; returns its blocks."""
-        extents = self._segments[segment]
-        blocks = extents.pop(tier).blocks
-        if not extents:
-            del self._segments[segment]
-        self._held[tier] -= blocks
+        blocks = self._remove(segment, tier)
         self._quarantined[tier] += blocks
+        self._free[tier] -= blocks
         return blocks
 
     def vouch(self, tier: str, blocks: int) -> None:
         """Quarantined space is safe again."""
         self._quarantined[tier] -= blocks
+        self._free[tier] += blocks
 
     def forget(self, segment: str, tier: str) -> None:
         """A tier's memory is gone: so is the extent, pinned or not."""
-        self._free(segment, tier)
+        self._remove(segment, tier)

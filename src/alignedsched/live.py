@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from .plan import Outcome
 from .queue import Waiting
@@ -39,6 +39,7 @@ class Live:
     why: str = ""
     copies: dict[int, None] = field(factory=dict)  # under way, by id
     copy_failures: int = 0
+    id: RequestId = field(init=False, default=Factory(lambda live: live.request.id, takes_self=True))
 
     @classmethod
     def begin(cls, waiting: Waiting, lane: str, rank: int, now: float) -> Live:
@@ -52,10 +53,6 @@ class Live:
             lane=lane,
             rank=rank,
         )
-
-    @property
-    def id(self) -> RequestId:
-        return self.request.id
 
     @property
     def context_length(self) -> int:

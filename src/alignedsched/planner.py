@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
-from .books import Books, LaneBook
-from .cluster import HOST
+from .books import Books
 from .errors import PolicyError
+from .lane_book import LaneBook
 from .live import Live
-from .plan import Chunk, Join, Outcome, Step
-from .policies.protocols import Composition, Evict, Policy, Sacrifice, Take, Transfer
+from .placement import Placement
+from .plan import Chunk, Join, Step
+from .policies.protocols import Composition, Policy, Take
 from .request import Request, RequestId
+from .room import Room, ask
 from .scheduler_view import SchedulerView
-from .states import CopyState, RequestState
+from .states import RequestState
 
 R = RequestState
 T = TypeVar("T")
@@ -44,7 +46,9 @@ class Planner:
         self._max_horizon = max_horizon
         self._max_kinds = max_kinds
         self._eligible = eligible
-        self.draining = False
+        self._room = Room(books, policy, views)
+        self._placement = Placement(books, policy, views)
+        self.draining = False  # nothing that still queues begins
 
     def plan(self, lane: LaneBook) -> None:
         """Plan a dirty lane (or renew its horizon)."""
@@ -54,21 +58,35 @@ class Planner:
         leaves = self._departures(lane, latest)
         for rank, tier in enumerate(lane.tiers):
             books.ledger.set_growth(tier, state.batches[rank].blocks(latest))
-        before = len(leaves)
-        stuck = self._make_room(lane, latest, leaves)
-        lane.relieved = lane.relieved or len(leaves) > before
         joins: list[Join] = []
         chunks: list[Chunk] = []
-        if not stuck and self._waits(lane):
-            joins += self._arrivals(lane, latest)
-            if dirty:
-                self._compose(lane, latest, joins, leaves)
-            self._place(lane)
-            if dirty and state.role.prefills:
-                chunks = self._admit(lane)
-            if not (joins or chunks or state.members()) and self._quiet(lane):
-                self._last_resort(lane)
+        try:
+            before = len(leaves)
+            stuck = self._room.make_room(lane, latest, leaves)
+            lane.relieved = lane.relieved or len(leaves) > before
+            if not stuck and self._waits(lane):
+                self._decide(lane, latest, dirty, joins, leaves, chunks)
+        except PolicyError:  # what was taken until then stands: the executor must hear of it
+            lane.dirty = True
+            self._order(lane, latest, joins, leaves, chunks, self._over_full(lane))
+            raise
         self._order(lane, latest, joins, leaves, chunks, stuck)
+
+    def _decide(
+        self, lane: LaneBook, latest: int, dirty: bool, joins: list[Join], leaves: list[RequestId], chunks: list[Chunk]
+    ) -> None:
+        """Ask the policies and take what is possible, into ``joins``, ``leaves`` and ``chunks``."""
+        joins += self._arrivals(lane, latest)
+        if dirty:
+            self._compose(lane, latest, joins, leaves)
+        self._placement.place(lane)
+        if dirty and lane.state.role.prefills:
+            self._admit(lane, chunks)
+        if not (joins or chunks or lane.state.members() or self.draining) and self._room.quiet(lane):
+            self._room.last_resort(lane)
+
+    def _over_full(self, lane: LaneBook) -> bool:
+        return any(self._books.ledger.free(tier) < 0 for tier in lane.tiers)
 
     def _waits(self, lane: LaneBook) -> bool:
         """Whether anything waits that a policy could decide about: nobody is asked about members alone."""
@@ -98,126 +116,6 @@ class Planner:
             self._books.depart(live, lane, lane.going[request], latest - 1, lane.state.next_order)
         return leaves
 
-    def _make_room(self, lane: LaneBook, latest: int, leaves: list[RequestId]) -> bool:
-        """Members make room until the next step of the others fits. True if it still does not (frees are awaited)."""
-        books = self._books
-        stuck = False
-        for rank, tier in enumerate(lane.tiers):
-            if books.ledger.free(tier) >= 0 or not len(lane.state.batches[rank]):
-                continue
-            victims = iter(self._victims(lane, rank))
-            parked = 0  # their blocks come free when residency has copied them out
-            while books.ledger.free(tier) + self._coming(lane, tier) + parked < 0:
-                chosen = next(victims, None) or self._fallback_victim(lane, rank)
-                if chosen is None:
-                    break
-                self._sacrifice(lane, rank, *chosen, latest, leaves)
-                books.ledger.set_growth(tier, lane.state.batches[rank].blocks(latest))
-                if chosen[0] in books.pool:
-                    parked += books.ledger.extents(chosen[0])[tier].blocks
-            stuck = stuck or books.ledger.free(tier) < 0
-        return stuck
-
-    def _victims(self, lane: LaneBook, rank: int) -> list[tuple[RequestId, Sacrifice]]:
-        """Whom the policy gives up first. A lone member cannot make room for itself, so nobody is asked then."""
-        if len(lane.state.batches[rank]) < 2 and not lane.prefilling:
-            return []
-        short = -self._books.ledger.free(lane.tiers[rank])
-        return self._ask(lambda: list(self._policy.batching.victims(self._views[lane.id], rank, short)))
-
-    def _fallback_victim(self, lane: LaneBook, rank: int) -> tuple[RequestId, Sacrifice] | None:
-        """Beyond the policy's victims: the newest that holds KV here without running, then the newest member."""
-        books, tier, batch = self._books, lane.tiers[rank], lane.state.batches[rank]
-        idle = [*books.resident.get(tier, {}), *lane.prefilling]
-        idle += [r for r in (*lane.joining, *lane.candidates) if tier in books.ledger.extents(r)]
-        choice = idle or (list(batch) if len(batch) > 1 else [])
-        if choice:
-            return max(choice, key=lambda request: books.live[request].order), Sacrifice.RECOMPUTE
-        if len(batch) == 1 and not self._outstanding(lane):
-            live = books.live[next(iter(batch))]
-            live.outcome, live.why = Outcome.FAILED, f"its KV outgrew {tier}"
-            return live.id, Sacrifice.RECOMPUTE
-        return None
-
-    def _sacrifice(
-        self, lane: LaneBook, rank: int, request: RequestId, how: Sacrifice, latest: int, leaves: list[RequestId]
-    ) -> None:
-        books = self._books
-        live = books.live.get(request)
-        if live is None or live.state in (R.LEAVING, R.ENDED):
-            return
-        if live.state is not R.RUNNING:
-            if live.lane == lane.id or live.id in books.resident.get(lane.tiers[rank], {}):
-                self._recompute(live)
-            return
-        batch = lane.state.batches[rank]
-        if request not in batch or (len(batch) == 1 and live.outcome is None):
-            return
-        if how is Sacrifice.PARK and not self._can_park(lane, live):
-            how = Sacrifice.RECOMPUTE
-        then = R.POOLED if how is Sacrifice.PARK else R.QUEUED
-        if live.outcome is not None:
-            then = R.ENDED
-            live.to(R.ENDED, books.now)
-        leaves.append(live.id)
-        books.depart(live, lane, then, latest - 1, lane.state.next_order)
-
-    def _can_park(self, lane: LaneBook, live: Live) -> bool:
-        books = self._books
-        if HOST not in books.cluster.tiers:
-            return False
-        blocks = books.layout.blocks(live.context_length)
-        return self._views[lane.id].route(lane.tiers[live.rank], HOST) is not None and books.ledger.free(HOST) >= blocks
-
-    def _recompute(self, live: Live) -> None:
-        live.then = R.QUEUED
-        self._books.vacate(live)
-
-    def _coming(self, lane: LaneBook, tier: str) -> int:
-        """Blocks of a device that come free when what is under way has ended. O(fences and copies)."""
-        books = self._books
-        coming = 0
-        for request in lane.fences:
-            live = books.live[request]
-            extent = books.ledger.extents(request).get(tier)
-            if extent is not None and (live.then is not R.POOLED or self._can_park(lane, live)):
-                coming += extent.blocks
-        for flight in books.flights.values():
-            live = books.live[flight.request]
-            if flight.source == tier and not flight.keep and live.id not in lane.fences:
-                extent = books.ledger.extents(flight.request).get(tier)
-                if extent is not None and not extent.growing and flight.state is CopyState.FLYING:
-                    coming += extent.blocks
-            elif flight.target == tier and flight.state is CopyState.UNWANTED:
-                extent = books.ledger.extents(flight.request).get(tier)
-                coming += extent.blocks if extent is not None and extent.doomed else 0
-        return coming
-
-    def _outstanding(self, lane: LaneBook) -> bool:
-        """Whether something under way will call for this lane again."""
-        return bool(lane.fences or lane.state.chunk_orders() or self._books.flights)
-
-    def _quiet(self, lane: LaneBook) -> bool:
-        """Whether nothing runs or is under way anywhere, and no other lane has still to be planned."""
-        return not self._books.flights and not any(
-            other.state.members() or other.fences or other.state.chunk_orders() or other.wake_at is not None
-            or (other is not lane and (other.dirty or other.renew))
-            for other in self._books.lanes.values()
-            if not other.state.lost
-        )  # fmt: skip
-
-    def _last_resort(self, lane: LaneBook) -> None:
-        """Nothing runs, nothing is under way, yet KV sits here that cannot go on: the newest of it starts over."""
-        books = self._books
-        blocked = bool(lane.joining or lane.prefilling) or (len(books.queue) > 0 and lane.state.role.prefills)
-        if not blocked or self.draining:
-            return
-        held = [books.live[r] for r in (*lane.joining, *lane.candidates) if books.resident_rank(books.live[r], lane) is not None]
-        held += [books.live[r] for tier in lane.tiers for r in books.resident.get(tier, {})]
-        if held and (len(held) > 1 or lane.prefilling or lane.joining):
-            self._recompute(max(held, key=lambda live: live.order))
-            lane.dirty = True
-
     # -- members in
 
     def _arrivals(self, lane: LaneBook, latest: int) -> list[Join]:
@@ -237,7 +135,11 @@ class Planner:
         context = live.target + 1 if live.state is R.PREFILLING else live.context_length
         extent = books.ledger.extents(live.id)[tier]
         need = books.layout.blocks(context - state.earliest_first() + latest) - extent.blocks
-        if len(batch) >= state.lane.max_members or need > books.ledger.free(tier) or not self._kind_fits(lane, live.request):
+        if (
+            len(batch) >= state.lane.max_members
+            or need > books.ledger.free(tier)
+            or not self._kind_fits(lane, live.request)
+        ):
             return []
         if extent.doomed or extent.growing:
             return []
@@ -257,7 +159,7 @@ class Planner:
     def _compose(self, lane: LaneBook, latest: int, joins: list[Join], leaves: list[RequestId]) -> None:
         books, view = self._books, self._views[lane.id]
         batching = self._policy.batching
-        composition: Composition = self._ask(lambda: batching.compose(view))
+        composition: Composition = ask(self._policy, lambda: batching.compose(view))
         parks = self._known(composition.parks)
         wanted = self._known(composition.joins)
         for live in parks:
@@ -276,7 +178,7 @@ class Planner:
         for live in wanted:
             self._take_join(lane, live, latest, joins)
         lane.wake_at = composition.wake_at
-        self._ask(lambda: batching.taken(view, composition))
+        ask(self._policy, lambda: batching.taken(view, composition))
 
     def _take_join(self, lane: LaneBook, live: Live, latest: int, joins: list[Join]) -> None:
         books = self._books
@@ -297,85 +199,26 @@ class Planner:
         if live.state is not R.JOINING and here is None and books.could_hold(lane, live.context_length):
             books.claim(live, lane, R.JOINING)
 
-    def _known(self, requests: Iterable[RequestId]) -> list[Live]:
+    def _known(self, requests: Collection[RequestId]) -> list[Live]:
+        if not requests:
+            return []
         live = self._books.live
         return [live[request] for request in dict.fromkeys(requests) if request in live]
 
-    # -- copies
-
-    def _place(self, lane: LaneBook) -> None:
-        books, view = self._books, self._views[lane.id]
-        for proposal in self._ask(lambda: list(self._policy.residency.place(view))):
-            live = books.live.get(proposal.request)
-            taken = live is not None and (
-                self._transfer(lane, live, proposal) if isinstance(proposal, Transfer) else self._evict(live, proposal)
-            )
-            if not taken:
-                books.counts["refused"] += 1
-
-    def _transfer(self, lane: LaneBook, live: Live, wish: Transfer) -> bool:
-        """Start a copy if it is legal now: at rest, wanted place, room, a route from a whole readable extent."""
-        books = self._books
-        tier = books.cluster.tiers.get(wish.target)
-        at_rest = live.state in (R.POOLED, R.CANDIDATE, R.JOINING)
-        ours = wish.target in lane.tiers
-        if tier is None or not at_rest or live.copies or (ours and not (live.state is R.JOINING and live.lane == lane.id)):
-            return False
-        if not ours and not tier.staged and wish.target != HOST:
-            return False
-        there = books.ledger.extents(live.id).get(wish.target)
-        if there is not None and (there.doomed or there.pins or there.tokens >= live.stored):
-            return False
-        if books.ledger.missing(live.id, wish.target, live.stored) > books.ledger.free(wish.target):
-            return False
-        source = self._source(lane, live, wish.target)
-        if source is None:
-            return False
-        keep = wish.keep or tier.staged
-        books.start_copy(live, source, wish.target, keep, wish.deadline, wish.why)
-        return True
-
-    def _source(self, lane: LaneBook, live: Live, target: str) -> str | None:
-        """The tier to copy from: staged first, then devices, then the host; whole, readable, with a link that is up."""
-        books = self._books
-        best: tuple[int, str] | None = None
-        for tier, extent in books.ledger.extents(live.id).items():
-            if tier == target or extent.doomed or extent.tokens < live.stored:
-                continue
-            if self._views[lane.id].route(tier, target) is None:
-                continue
-            place = books.cluster.tiers[tier]
-            rank = 0 if place.staged else 2 if tier == HOST else 1
-            if best is None or (rank, tier) < best:
-                best = (rank, tier)
-        return None if best is None else best[1]
-
-    def _evict(self, live: Live, wish: Evict) -> bool:
-        books = self._books
-        extent = books.ledger.extents(live.id).get(wish.tier)
-        if extent is None or extent.pins or extent.growing or extent.doomed:
-            return False
-        if not books.cluster.tiers[wish.tier].staged and not books.whole_elsewhere(live, wish.tier):
-            return False
-        books.drop(live, wish.tier)
-        return True
-
     # -- prefill
 
-    def _admit(self, lane: LaneBook) -> list[Chunk]:
+    def _admit(self, lane: LaneBook, chunks: list[Chunk]) -> None:
         view = self._views[lane.id]
-        chunks: list[Chunk] = []
         tokens = [lane.state.lane.max_tokens - len(batch) for batch in lane.state.batches]
         kinds = set(lane.kinds)
         served: set[RequestId] = set()  # an order has one chunk of a request
-        for take in self._ask(lambda: list(self._policy.admission.admit(view))):
+        for take in ask(self._policy, lambda: list(self._policy.admission.admit(view))):
             chunk = None if take.request in served else self._take_chunk(lane, take, tokens, kinds)
             served.add(take.request)
             if chunk is None:
                 self._books.counts["refused"] += 1
             else:
                 chunks.append(chunk)
-        return chunks
 
     def _take_chunk(self, lane: LaneBook, take: Take, tokens: list[int], kinds: set[str]) -> Chunk | None:
         books = self._books
@@ -408,7 +251,7 @@ class Planner:
         request = waiting.request
         if lane.relieved or (self.draining and not waiting.preemptions):
             return None  # who has just made room does not come back in the same breath
-        if not self._eligible(request):
+        if not ask(self._policy, lambda: self._eligible(request)):
             return None
         if not self._kind_open(request, kinds):
             return None
@@ -431,7 +274,8 @@ class Planner:
             return
         if not (joins or leaves or chunks):
             if not state.members():
-                if lane.fences and state.may_run():
+                if state.may_run() and (lane.fences or self._waits(lane)):
+                    # until it is taken back, what the last order allows counts as if it could still run
                     self._issue(lane, 0, (), (), (), "nobody is left")
                 return
             if self._keeps_standing(lane, latest):
@@ -477,12 +321,3 @@ class Planner:
         step = Step(lane.id, lane.state.next_order, horizon, tuple(joins), tuple(leaves), tuple(chunks), why)
         lane.state.issue(step)
         self._books.out.steps.append(step)
-
-    def _ask(self, question: Callable[[], T]) -> T:
-        """Ask a policy; what it raises becomes a PolicyError that names it."""
-        try:
-            return question()
-        except PolicyError:
-            raise
-        except Exception as error:
-            raise PolicyError(self._policy.name, f"raised {type(error).__name__}: {error}") from error

@@ -33,7 +33,7 @@ def class_of(length: int, level: int) -> int:
 class Pool:
     """Pooled requests by context length and by arrival order, with class aggregates."""
 
-    __slots__ = ("_blocks", "_by_length", "_by_order", "_counts", "_keys")
+    __slots__ = ("_blocks", "_by_length", "_by_order", "_counts", "_keys", "_upwards")
 
     def __init__(self) -> None:
         self._keys: dict[str, tuple[int, int, int]] = {}  # id -> (length, order, blocks)
@@ -41,6 +41,7 @@ class Pool:
         self._by_order: SortedDict[int, str] = SortedDict()
         self._counts = [array("q", bytes(8 * FANOUT**level)) for level in range(LEVELS + 1)]
         self._blocks = [array("q", bytes(8 * FANOUT**level)) for level in range(LEVELS + 1)]
+        self._upwards = tuple(zip(self._counts, self._blocks, strict=True))[::-1]  # the narrowest classes first
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -66,9 +67,9 @@ class Pool:
 
     def _count(self, length: int, count: int, blocks: int) -> None:
         index = (min(length, LONGEST) - 1) // class_width(LEVELS)
-        for level in range(LEVELS, -1, -1):
-            self._counts[level][index] += count
-            self._blocks[level][index] += blocks
+        for counts, needs in self._upwards:
+            counts[index] += count
+            needs[index] += blocks
             index //= FANOUT
 
     def length(self, request: str) -> int:

@@ -16,7 +16,8 @@ from sortedcontainers import SortedDict
 from .errors import InvariantError
 from .request import Request
 
-Packed = tuple[object, ...]
+Packed = tuple[Any, ...]
+MADE_AT_MOST = 64
 
 
 @frozen
@@ -48,20 +49,21 @@ _PLAIN = (0, None, None, None, None, (), None, None)
 
 
 def _unpack(packed: Packed) -> Waiting:
-    row: tuple[Any, ...] = packed
-    id_, prompt, limit, arrival, order, since = row[:6]
-    produced, preemptions, rare = row[6:] or (0, 0, _PLAIN)
+    id_, prompt, limit, arrival, order, since = packed[:6]
+    produced, preemptions, rare = packed[6:] or (0, 0, _PLAIN)
     return Waiting(Request(id_, prompt, limit, arrival, *rare), order, produced, preemptions, since)
 
 
 class Queue:
     """Waiting requests by (rank, arrival number); the rank is what the admission policy says of a request."""
 
-    __slots__ = ("_keys", "_rows")
+    __slots__ = ("_keys", "_made", "_rows")
 
     def __init__(self) -> None:
         self._rows: SortedDict[tuple[float, int], Packed] = SortedDict()
         self._keys: dict[str, tuple[float, int]] = {}
+        # Records made lately, by id: admission looks at the first few again and again, then the scheduler takes them.
+        self._made: dict[str, Waiting] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -78,15 +80,25 @@ class Queue:
 
     def get(self, request: str) -> Waiting:
         """The waiting request of an id. Raises KeyError if it does not queue."""
-        return _unpack(self._rows[self._keys[request]])
+        return self._record(self._rows[self._keys[request]])
 
-    def pop(self, request: str) -> Waiting:
+    def remove(self, request: str) -> None:
         """Take a request out. Raises KeyError if it does not queue."""
-        return _unpack(self._rows.pop(self._keys.pop(request)))
+        del self._rows[self._keys.pop(request)]
+        self._made.pop(request, None)
+
+    def _record(self, row: Packed) -> Waiting:
+        made = self._made
+        waiting = made.get(row[0])
+        if waiting is None:
+            if len(made) >= MADE_AT_MOST:
+                made.clear()
+            waiting = made[row[0]] = _unpack(row)
+        return waiting
 
     def __iter__(self) -> Iterator[Waiting]:
         """Waiting requests in order; made one at a time, as a policy looks at them."""
-        return (_unpack(row) for row in self._rows.values())
+        return map(self._record, self._rows.values())
 
     def rows(self) -> Iterator[tuple[tuple[float, int], str]]:
         """(key, id) of every waiting request in order, for checking."""

@@ -23,7 +23,10 @@ Rules that hold throughout (``check`` verifies them):
 
 An executor's part of the contract: it carries out plans in order; every order is named by a report, also one that
 ran no step; every copy ends in one completion; a finished request leaves its lane by itself; after ``StepsFailed``
-its lane is empty and waits for an order; it stops a request at its limit and reports it finished.
+its lane is empty and waits for an order (orders that reach it before the plan that answers the failure are void); it
+stops a request at its limit and reports it finished. A lane without members and chunks runs no steps. Reports of one
+order come in the order of their steps; those of different orders may overtake each other, be late or come twice.
+When a lane is lost, steps that were not reported have not happened.
 """
 
 from __future__ import annotations
@@ -101,7 +104,7 @@ class Scheduler:
         self.cluster = cluster
         self.policy = policy
         self._books = Books(cluster)
-        self._books.rank_of = policy.admission.rank
+        self._books.rank_of = self._rank
         self._views = {lane.id: SchedulerView(self._books, lane, costs, allow) for lane in self._books.lanes.values()}
         self._planner = Planner(
             self._books, policy, self._views, max_horizon=max_horizon, max_kinds=max_kinds, eligible=allow
@@ -186,6 +189,17 @@ class Scheduler:
                 wake = self._books.now
         return wake
 
+    def _rank(self, request: Request) -> float:
+        """Where a request queues; 0, with a refusal counted, where the policy has no number for it."""
+        try:
+            rank = float(self.policy.admission.rank(request))
+        except Exception:  # noqa: BLE001 - whatever a policy raises, the request has to queue somewhere
+            rank = math.nan
+        if math.isnan(rank):
+            self._books.counts["refused"] += 1
+            return 0.0
+        return rank
+
     # -- standing wishes of the caller
 
     def _pause(self, event: Paused) -> None:
@@ -258,7 +272,7 @@ def _everybody(request: Request) -> bool:
 
 
 def _check_routes(cluster: Cluster) -> None:
-    """KV of every lane that only prefills must be able to reach every lane that only decodes, directly or by the host."""
+    """KV must be able to get from every lane that only prefills to every one that only decodes, or by the host."""
     for source in cluster.lanes:
         for target in cluster.lanes:
             if cluster.role(source).decodes or cluster.role(target).prefills:

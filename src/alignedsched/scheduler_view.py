@@ -4,25 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from .books import Books, LaneBook
+from .books import Books
 from .cluster import Cluster, KVLayout, Lane, Link, Role
 from .costs import Costs
+from .lane_book import LaneBook
 from .live import Live
 from .request import Request, RequestId
 from .states import CopyState, RequestState
 from .views import BatchReader, Entry, PoolReader, Prefill, QueueReader, RankView
 
 
+class LiveRank:
+    """One rank of a scheduler's lane: a RankView that reads the books when asked."""
+
+    __slots__ = ("_books", "_lane", "batch", "rank", "tier")
+
+    def __init__(self, books: Books, lane: LaneBook, rank: int) -> None:
+        self._books = books
+        self._lane = lane
+        self.rank = rank
+        self.tier = lane.tiers[rank]
+        self.batch = BatchReader(lane.state.batches[rank], lane.state.latest_first)
+
+    @property
+    def capacity(self) -> int:
+        return self._books.ledger.capacity(self.tier)
+
+    @property
+    def free(self) -> int:
+        return self._books.ledger.free(self.tier)
+
+    @property
+    def waiting(self) -> int:
+        """O(requests in prefill here)."""
+        lane, live = self._lane, self._books.live
+        if len(lane.tiers) == 1:
+            return len(lane.prefilling) + len(lane.expected) + len(lane.joining)
+        return sum(1 for request in (*lane.prefilling, *lane.expected) if live[request].rank == self.rank)
+
+
 class SchedulerView:
     """What a policy sees of a scheduler when it decides for one lane. Nothing is copied but small tuples."""
 
-    __slots__ = ("_books", "_eligible", "_lane", "_readers", "cluster", "costs", "layout", "pool", "queue")
+    __slots__ = ("_books", "_eligible", "_lane", "cluster", "costs", "layout", "pool", "queue", "ranks")
 
     def __init__(self, books: Books, lane: LaneBook, costs: Costs | None, eligible: Callable[[Request], bool]) -> None:
         self._books = books
         self._lane = lane
         self._eligible = eligible
-        self._readers = tuple(BatchReader(batch, lane.state.latest_first) for batch in lane.state.batches)
+        self.ranks: Sequence[RankView] = tuple(LiveRank(books, lane, rank) for rank in range(len(lane.tiers)))
         self.cluster: Cluster = books.cluster
         self.layout: KVLayout = books.layout
         self.costs = costs
@@ -42,26 +72,17 @@ class SchedulerView:
         return self._lane.state.role
 
     @property
-    def ranks(self) -> Sequence[RankView]:
-        ledger, lane, live = self._books.ledger, self._lane, self._books.live
-        waiting = [0] * len(lane.tiers)
-        for request in (*lane.prefilling, *lane.expected):
-            waiting[live[request].rank] += 1
-        if len(lane.tiers) == 1:
-            waiting[0] += len(lane.joining)
-        return tuple(
-            RankView(rank, tier, self._readers[rank], ledger.capacity(tier), ledger.free(tier), waiting[rank])
-            for rank, tier in enumerate(lane.tiers)
-        )
-
-    @property
     def prefilling(self) -> Sequence[Prefill]:
+        if not self._lane.prefilling:
+            return ()
         live = self._books.live
         begun = [live[request] for request in self._lane.prefilling]
         return tuple(Prefill(b.id, b.target - b.ordered, b.rank, b.order) for b in begun)
 
     @property
     def expected(self) -> Sequence[RequestId]:
+        if not self._lane.expected:
+            return ()
         limit = self.cluster.max_positions
         return tuple(r for r in self._lane.expected if self._books.live[r].tokens_left(limit) > 1)
 
@@ -81,8 +102,8 @@ class SchedulerView:
     def loads(self) -> Mapping[str, int]:
         return {
             lane.id: lane.state.members() + len(lane.joining) + len(lane.prefilling) + len(lane.expected)
-            for lane in self._books.lanes.values()
-            if lane.state.role.decodes and not lane.state.lost
+            for lane in self._books.deciders
+            if not lane.state.lost
         }
 
     def entry(self, request: RequestId) -> Entry:

@@ -6,9 +6,10 @@ which are prefilled again behind its prompt.
 
 from __future__ import annotations
 
-from .books import Books, LaneBook
+from .books import Books
 from .errors import ExecutorError
 from .events import StepsFailed
+from .lane_book import LaneBook
 from .live import Live
 from .plan import Outcome
 from .states import RequestState
@@ -128,12 +129,17 @@ class Trouble:
         gone = [tier for tier in lane.tiers if tier in self._books.lost]
         if gone:
             raise ExecutorError(f"lane {lane.id!r} is back, but its device {gone[0]!r} is lost")
-        if next_step <= lane.state.reported:
-            raise ExecutorError(f"lane {lane.id!r} is back at step {next_step}, but step {lane.state.reported} is done")
+        self._check_next(lane, next_step)
         lane.state.halt(next_step)
         lane.state.lost = False
         lane.state.failures = 0
         lane.dirty = True
+
+    @staticmethod
+    def _check_next(lane: LaneBook, next_step: int) -> None:
+        if type(next_step) is not int or next_step <= lane.state.reported:
+            done = lane.state.reported
+            raise ExecutorError(f"lane {lane.id!r} is back at step {next_step!r}, but step {done} is done")
 
     # -- devices
 
@@ -183,6 +189,7 @@ class Trouble:
                     self._recompute(live)
 
     def device_back(self, device: str, next_step: int) -> None:
+        """A lost device is back, empty; its lane steps again as soon as all its devices are there."""
         books = self._books
         if device not in books.cluster.device:
             raise ExecutorError(f"DeviceBack of {device!r}; known: {', '.join(books.cluster.device)}")
@@ -190,13 +197,11 @@ class Trouble:
             books.counts["ignored"] += 1
             return
         lane = books.lanes.get(books.lane_of_device.get(device, ""))
-        del books.lost[device]
-        if lane is not None and not any(tier in books.lost for tier in lane.tiers):
-            try:
-                self.lane_back(lane, next_step)
-            except ExecutorError:
-                books.lost[device] = None
-                raise
+        if lane is not None and all(tier == device or tier not in books.lost for tier in lane.tiers):
+            self._check_next(lane, next_step)
+            del books.lost[device]
+            self.lane_back(lane, next_step)
+        books.lost.pop(device, None)
         for tier in books.cluster.tiers.values():
             if tier.device == device:
                 books.ledger.set_capacity(tier.id, tier.blocks)

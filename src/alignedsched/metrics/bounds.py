@@ -204,9 +204,7 @@ def _lane_seconds(work: _Work, costs: Costs, lanes: Lanes) -> tuple[FloatArray, 
     )
 
 
-def bound(
-    arrival: npt.ArrayLike, prompt: npt.ArrayLike, output: npt.ArrayLike, costs: Costs, lanes: Lanes
-) -> Bound:
+def bound(arrival: npt.ArrayLike, prompt: npt.ArrayLike, output: npt.ArrayLike, costs: Costs, lanes: Lanes) -> Bound:
     """The bound for requests with these arrivals (seconds), prompt and output tokens, each of shape (n,), in any order.
 
     Give the work that was done: finished requests with the tokens they produced. O(n log n + longest context).

@@ -9,7 +9,7 @@ least value seen, larger ones as the greatest. Count and greatest value are exac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -56,10 +56,6 @@ class LogHistogram:
     """Non-negative values with whole weights. ``add`` is O(1) amortised; memory is constant (some 200 kB)."""
 
     __slots__ = (
-        "_array_lengths",
-        "_array_weights",
-        "_arrays",
-        "_buffered",
         "_counts",
         "_least",
         "_low",
@@ -77,10 +73,6 @@ class LogHistogram:
         self._most = 0.0
         self._values: list[float] = []
         self._weights: list[int] = []
-        self._arrays: list[FloatArray] = []  # of ``add_many``, with a weight and a length each
-        self._array_weights: list[int] = []
-        self._array_lengths: list[int] = []
-        self._buffered = 0
 
     def add(self, value: float, weight: int = 1) -> None:
         """Count ``value`` (at least 0, finite) ``weight`` times. Raises CallerError for anything else."""
@@ -93,19 +85,21 @@ class LogHistogram:
             if len(self._values) >= _BUFFER:
                 self._flush()
 
-    def add_many(self, values: FloatArray, weight: int = 1) -> None:
-        """Count each of ``values``, shape (k,), ``weight`` times. O(k). Raises CallerError as ``add`` does."""
-        values = np.asarray(values, dtype=np.float64)
-        if not len(values):
+    def add_many(self, values: Sequence[float] | FloatArray, weight: int = 1) -> None:
+        """Count each of ``values``, k of them, ``weight`` times. O(k). Raises CallerError as ``add`` does.
+
+        A list is the quicker form for the few values between two events, an array is taken as well.
+        """
+        each: Sequence[float] = values.tolist() if isinstance(values, np.ndarray) else values
+        if not each:
             return
-        if weight < 0 or not (values.min() >= 0.0 and values.max() < math.inf):
+        # A sum is finite only if all of its values are, and tells a NaN, which a least value may not.
+        if weight < 0 or not (min(each) >= 0.0 and sum(each) < math.inf):
             raise CallerError("a histogram counts finite values of at least 0 with weights of at least 0")
         if weight:
-            self._arrays.append(values.copy())
-            self._array_weights.append(weight)
-            self._array_lengths.append(len(values))
-            self._buffered += len(values)
-            if self._buffered >= _BUFFER:
+            self._values.extend(each)
+            self._weights.extend([weight] * len(each))
+            if len(self._values) >= _BUFFER:
                 self._flush()
 
     def _flush(self) -> None:
@@ -113,13 +107,6 @@ class LogHistogram:
             self._count(np.array(self._values), np.array(self._weights, dtype=np.int64))
             self._values.clear()
             self._weights.clear()
-        if self._arrays:
-            weights = np.repeat(np.array(self._array_weights, dtype=np.int64), self._array_lengths)
-            self._count(np.concatenate(self._arrays), weights)
-            self._arrays.clear()
-            self._array_weights.clear()
-            self._array_lengths.clear()
-            self._buffered = 0
 
     def _count(self, values: FloatArray, weights: npt.NDArray[np.int64]) -> None:
         self._sum += float(np.dot(values, weights))

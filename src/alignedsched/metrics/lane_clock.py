@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-
-import numpy as np
-import numpy.typing as npt
+from itertools import accumulate
 
 from ..plan import Step
 from ..request import RequestId
 from .histogram import LogHistogram
 
-FloatArray = npt.NDArray[np.float64]
-
 
 class Live:
     """A request with at least one token that has not ended."""
 
-    __slots__ = ("arrival", "entered", "first", "lane", "last", "pool_wait", "pooled_since", "tokens")
+    __slots__ = ("arrival", "entered", "finished", "first", "lane", "last", "pool_wait", "pooled_since", "tokens")
 
     def __init__(self, arrival: float, first: float) -> None:
         self.arrival = arrival
@@ -33,6 +29,7 @@ class Live:
         self.tokens = 1
         self.lane: LaneClock | None = None  # where it decodes or will from that lane's next step on
         self.entered: int | None = None  # its first step there
+        self.finished = False
 
 
 class StepTimes:
@@ -40,12 +37,12 @@ class StepTimes:
 
     __slots__ = ("_each", "_ends", "_share", "end", "steps")
 
-    def __init__(self, end: float, steps: int, seconds: float, each: FloatArray | None) -> None:
+    def __init__(self, end: float, steps: int, seconds: float, each: list[float] | None) -> None:
         self.end = end
         self.steps = steps
         self._share = seconds / steps if steps else 0.0
         self._each = each
-        self._ends: FloatArray | None = None  # element j is the start of new step j, element j + 1 its end
+        self._ends: list[float] | None = None  # element j is the start of new step j, element j + 1 its end
 
     def end_of(self, index: int) -> float:
         """When new step ``index`` (from 0; -1: the step before them, if it ended as the first began) ended. O(1)."""
@@ -54,9 +51,10 @@ class StepTimes:
         if self._each is None:
             return self.end - (self.steps - 1 - index) * self._share
         if self._ends is None:  # few reports need it
-            ends = np.concatenate(([0.0], np.cumsum(self._each)))
-            self._ends = ends + (self.end - ends[-1])
-        return float(self._ends[index + 1])
+            ends = list(accumulate(self._each, initial=0.0))
+            shift = self.end - ends[-1]
+            self._ends = [end + shift for end in ends]
+        return self._ends[index + 1]
 
     def record(self, gaps: LogHistogram, start: int, stop: int, weight: int) -> None:
         """Count the durations of new steps ``start`` to ``stop`` (exclusive) ``weight`` times each."""
@@ -65,7 +63,7 @@ class StepTimes:
         if self._each is None:
             gaps.add(max(0.0, self._share), weight * (stop - start))
         elif stop - start == 1:
-            gaps.add(max(0.0, float(self._each[start])), weight)
+            gaps.add(max(0.0, self._each[start]), weight)
         else:
             gaps.add_many(self._each[start:stop], weight)
 
@@ -127,7 +125,7 @@ class LaneClock:
                 self.expel(request)
         for join in step.joins:
             live = self._live.get(join.request)
-            if live is not None:
+            if live is not None and not live.finished:  # it may have ended with the chunk it was to join behind
                 if live.lane is not None:  # its former lane was lost: it left there with that lane's last step
                     live.lane.expel(join.request)
                 live.lane = self

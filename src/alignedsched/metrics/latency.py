@@ -33,6 +33,7 @@ from .histogram import LogHistogram, summarize
 from .lane_clock import LaneClock, Live, StepTimes
 
 FloatArray = npt.NDArray[np.float64]
+Durations = Mapping[str, list[float] | FloatArray]  # seconds of steps, by lane
 FIGURES = ("ttft", "tpot", "tpot_decoding", "itl", "e2e", "pool_wait")
 
 
@@ -54,22 +55,22 @@ class LatencyCollector:
         self._arrived = 0
         self._unfinished_tokens = 0
 
-    def observe(
-        self, now: float, events: Sequence[Event], plan: Plan, durations: Mapping[str, FloatArray] | None = None
-    ) -> None:
+    def observe(self, now: float, events: Sequence[Event], plan: Plan, durations: Durations | None = None) -> None:
         """Take in one call of the scheduler: the events it was given at ``now`` (seconds) and the plan it returned.
 
         ``durations`` gives, per lane, the seconds of each newly reported step, shape (steps,), in step order over all
         of the call's reports; without them the steps of a report share its seconds equally. The last step reported for
-        a lane ends at ``now`` unless the report says when. O(events + joins + leaves), plus O(steps) where durations are given. Late and duplicate
-        reports and unknown ids change nothing.
+        a lane ends at ``now`` unless the report says when. O(events + joins + leaves), plus O(steps) where durations
+        are given. Late and duplicate reports and unknown ids change nothing.
         """
-        after = self._seconds_after(events)
+        after: Mapping[int, float] | None = None  # made when a report needs it
         used: dict[str, int] = {}  # per lane, how many durations its earlier reports of this call took
         for index, event in enumerate(events):
             if isinstance(event, (StepsDone, StepsFailed)):
-                told = event.ended if isinstance(event, StepsDone) else None
-                end = told if told is not None else now - after[index] if after else now
+                end = event.ended if isinstance(event, StepsDone) else None
+                if end is None:
+                    after = self._seconds_after(events) if after is None else after
+                    end = now - after.get(index, 0.0)
                 self._steps(event, end, durations, used)
             elif isinstance(event, Arrived):
                 request = event.request
@@ -118,31 +119,39 @@ class LatencyCollector:
         self,
         event: StepsDone | StepsFailed,
         end: float,
-        durations: Mapping[str, FloatArray] | None,
+        durations: Durations | None,
         used: dict[str, int],
     ) -> None:
-        lane = self._lane(event.lane)
+        lane = self._lanes.get(event.lane) or self._lane(event.lane)
         steps = lane.newly_reported(event.first, event.through)
         if isinstance(event, StepsDone):
             seconds = event.seconds
         else:  # no seconds are reported: at most since the lane's last step
             seconds = end - lane.end if lane.reported is not None and steps else 0.0
-        each: FloatArray | None = None
-        if durations is not None and event.lane in durations and steps:
-            begin = used.get(event.lane, 0)
-            each = durations[event.lane][begin : begin + steps]
-            used[event.lane] = begin + steps
-            if len(each) != steps:
-                raise CallerError(
-                    f"observe: lane {event.lane!r} newly reports {begin + steps} steps, but durations has "
-                    f"{len(durations[event.lane])}"
-                )
+        told = durations.get(event.lane) if durations and steps else None
+        each = None if told is None else self._each(event.lane, told, steps, used)
         finished = sorted(event.finished, key=itemgetter(1)) if len(event.finished) > 1 else event.finished
         lane.advance(event.order, event.first, event.through, StepTimes(end, steps, seconds, each), finished)
         if isinstance(event, StepsDone):
             for request in event.prefilled:
                 if lane.wrote_last_chunk(event.order, request):
                     self._prefilled(request, end)
+        for request, _ in finished:
+            live = self._live.get(request)
+            if live is not None:
+                live.finished = True
+
+    @staticmethod
+    def _each(lane: str, told: list[float] | FloatArray, steps: int, used: dict[str, int]) -> list[float]:
+        """The seconds of a report's new steps, among all that were told of its lane in this call."""
+        begin = used.get(lane, 0)
+        used[lane] = begin + steps
+        if begin + steps > len(told):
+            raise CallerError(
+                f"observe: lane {lane!r} newly reports {begin + steps} steps, but durations has {len(told)}"
+            )
+        each = told if steps == len(told) else told[begin : begin + steps]
+        return each.tolist() if isinstance(each, np.ndarray) else each
 
     def _prefilled(self, request: RequestId, end: float) -> None:
         """A last chunk gave a token: the first one, or after a preemption by recompute the next one."""

@@ -58,7 +58,7 @@ class ArrivalOrder:
             if not open_ranks:
                 return
             need = view.layout.blocks(waiting.prefill_tokens + 1)
-            rank = max(open_ranks, key=lambda r: (seats[r], free[r], -r))
+            rank = open_ranks[0] if len(open_ranks) == 1 else max(open_ranks, key=lambda r: (seats[r], free[r], -r))
             if need > free[rank]:
                 return
             take = min(waiting.prefill_tokens, tokens[rank])

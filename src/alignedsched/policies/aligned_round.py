@@ -56,7 +56,8 @@ class Round:
         if len(old) == self.room.members and not turning:
             old = ()  # the old batch is all there is: it is the running one
         chosen = None if not candidates else view.now if memory.chosen is None else memory.chosen
-        self.memory = evolve(memory, old=old, chosen=chosen, turning=turning)
+        if (old, chosen, turning) != (memory.old, memory.chosen, memory.turning):
+            self.memory = evolve(memory, old=old, chosen=chosen, turning=turning)
         if self._all_fits():
             self._mix()
         else:
@@ -88,7 +89,8 @@ class Round:
         self._draw(joined)
         if len(joined) == len(self.view.pool):  # nobody is passed over
             self.joins += self.view.expected[: max(0, self.room.seats)]
-        self.memory = evolve(self.memory, old=(), turning=False)
+        if self.memory.old or self.memory.turning:
+            self.memory = evolve(self.memory, old=(), turning=False)
         self.why = "all that is ready fits"
 
     # -- 2. refill, 3. switch, 4. choose

@@ -24,6 +24,8 @@ from .pooled_admission import PooledOrder
 from .protocols import Composition, PlainData, Policy, Sacrifice
 from .staging import StagedResidency
 
+_NOTHING = Composition()
+
 
 class AlignedBatching:
     """Batch-level scheduling over a formation. Its memory: the guard's clocks, and a few facts a lane.
@@ -40,7 +42,7 @@ class AlignedBatching:
     def compose(self, view: LaneView) -> Composition:
         """The lane's next change; see Batching."""
         if not view.role.decodes:
-            return Composition()
+            return _NOTHING
         memory = self._lanes.get(view.lane.id, LaneMemory())
         clocks = guard.tick(self._clocks, view.pool, view.now)
         return Round(self.settings, self.formation, view, clocks, memory).decide()

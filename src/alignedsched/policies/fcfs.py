@@ -18,7 +18,6 @@ from .admission import ArrivalOrder, even_share
 from .protocols import Composition, PlainData, Policy, Sacrifice
 from .residency import DirectResidency
 
-
 WATERMARK = 0.01  # vLLM's block manager before its v1 engine (`watermark` of SchedulerConfig's time)
 
 _NOTHING = Composition()

@@ -19,13 +19,22 @@ from .formation import ANCHOR_LEVEL, Drawn, class_span
 
 CLASSES = FANOUT**ANCHOR_LEVEL
 KEYS: Mapping[str, int] = {str(index): index for index in range(CLASSES)}
+_PARTS = tuple(
+    tuple((index, str(index)) for index in range(first, first + FANOUT)) for first in range(0, CLASSES, FANOUT)
+)  # (index, key) of the classes of each class one level up
 Clocks = Mapping[str, float]
 
 
 def tick(clocks: Clocks, pool: PoolReader, now: float) -> dict[str, float]:
     """The clocks of the classes that have requests now. O(classes)."""
     count = pool.class_count
-    return {key: clocks.get(key, now) for key, index in KEYS.items() if count(ANCHOR_LEVEL, index)}
+    return {
+        key: clocks.get(key, now)
+        for part, keys in enumerate(_PARTS)
+        if count(ANCHOR_LEVEL - 1, part)  # most classes are empty, and their neighbours with them
+        for index, key in keys
+        if count(ANCHOR_LEVEL, index)
+    }
 
 
 def reset(clocks: dict[str, float], lengths: Iterable[int], now: float) -> None:

@@ -157,5 +157,6 @@ class LaneRoom:
 
 def _share(view: LaneView) -> int:
     """The lane's even share of what is pooled; at least one request."""
-    target = -(-(sum(view.loads.values()) + len(view.pool)) // max(1, len(view.loads)))
-    return max(1, target - view.loads.get(view.lane.id, 0))
+    loads = view.loads
+    target = -(-(sum(loads.values()) + len(view.pool)) // max(1, len(loads)))
+    return max(1, target - loads.get(view.lane.id, 0))

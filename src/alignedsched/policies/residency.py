@@ -65,4 +65,3 @@ def write_out(view: LaneView) -> Iterator[Transfer]:
 
 
 _WRITE_OUT = "the pool's KV is kept in host memory"
-

@@ -84,7 +84,11 @@ class _Reporter:
             wall = time.perf_counter() - self._began
             self._progress(
                 ProgressUpdate(
-                    phase=phase, requests_ended=ended, simulated_s=simulated_s, wall_s=wall, **self._fixed  # type: ignore[arg-type]
+                    phase=phase,
+                    requests_ended=ended,
+                    simulated_s=simulated_s,
+                    wall_s=wall,
+                    **self._fixed,  # type: ignore[arg-type]
                 )
             )
 

@@ -7,16 +7,15 @@ where nothing is, memory beyond capacity. ``spans`` and ``durations`` tell what 
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..batch import RunningBatch
 from ..cluster import Cluster
 from ..costs import Costs
 from ..errors import ExecutorError
 from ..events import CopyDone, CopyFailed, ExecutorEvent
 from ..plan import Copy, Plan, Step
-from .lane import FloatArray, SimLane, Span, Work
+from .lane import SimLane
 from .links import Links
+from .segment import Span, Work
 
 
 class SimulatedExecutor:
@@ -36,16 +35,20 @@ class SimulatedExecutor:
             )
             for lane in cluster.lanes
         }
+        self._all = tuple(self._lanes.values())
         self._links = Links(cluster)
         self._ended: list[ExecutorEvent] = []  # aborted copies, to be reported at once
         self._tokens: dict[str, dict[str, int]] = {}  # request -> tier -> readable tokens, while not decoding there
         self._used: dict[str, int] = dict.fromkeys(cluster.tiers, 0)  # blocks of those
+        self._room: dict[str, int] = {tier.id: tier.blocks for tier in cluster.tiers.values()}
+        self._restful = tuple(tier for tier in self._room if not any(tier in lane.ranks for lane in cluster.lanes))
         self._dropped: set[tuple[str, str]] = set()  # by the plan being taken
+        self._released: set[str] = set()  # likewise
         self.copied_bytes: dict[tuple[str, str], int] = dict.fromkeys(cluster.link, 0)
         self.staged_bytes = 0
         self.steps = 0
         self.spans: list[Span] = []
-        self.durations: dict[str, FloatArray] = {}
+        self.durations: dict[str, list[float]] = {}
 
     def expect(self, request: str, output_tokens: int) -> None:
         """Say how many tokens a request will make; nobody else is told."""
@@ -64,49 +67,62 @@ class SimulatedExecutor:
         """Jump to the next thing worth reporting, at the latest to ``until``."""
         self.spans = []
         events, self._ended = self._ended, []
-        while not events and not any(lane.due() for lane in self._lanes.values()):
-            target = self._next(until)
-            self._now = max(self._now, target)
-            for lane in self._lanes.values():
-                self.spans += lane.advance(self._now)
-                self._settle(lane)
+        while not events and not self._due():
+            self._now = max(self._now, self._next(until))
+            for lane in self._all:
+                if lane.segment is not None:
+                    self.spans += lane.advance(self._now)
+                    if lane.entered or lane.left:
+                        self._settle(lane)
             for copy in self._links.arrived(self._now):
                 self._arrive(copy)
                 events.append(CopyDone(copy.copy))
             if until is not None and self._now >= until:
                 break
         self._collect_durations()
-        for lane in self._lanes.values():
+        for lane in self._all:
             events += lane.reports(self._now)
         return events
 
+    def _due(self) -> bool:
+        return any(lane.due() for lane in self._all)
+
     def _next(self, until: float | None) -> float:
-        times = [t for t in (lane.next_event() for lane in self._lanes.values()) if t is not None]
-        times += [t for t in (self._links.next_end(), until) if t is not None]
-        if not times:
+        """When the next thing happens that may have to be reported."""
+        first, copied = until, self._links.next_end()
+        if copied is not None and (first is None or copied < first):
+            first = copied
+        for lane in self._all:
+            at = lane.next_event()
+            if at is not None and (first is None or at < first):
+                first = at
+        if first is None:
             raise ExecutorError("nothing is under way and nobody said until when to wait: the scheduler is stuck")
-        return min(times)
+        return first
 
     def _collect_durations(self) -> None:
-        by_lane: dict[str, list[FloatArray]] = {}
+        self.durations = {}
         for span in self.spans:
-            by_lane.setdefault(span.lane, []).append(span.durations)
             self.steps += len(span.durations)
-        self.durations = {lane: np.concatenate(parts) if len(parts) > 1 else parts[0] for lane, parts in by_lane.items()}
+            known = self.durations.get(span.lane)
+            self.durations[span.lane] = span.durations if known is None else known + span.durations
 
     # -- plans
 
     def submit(self, plan: Plan) -> None:
         """Take a plan: members out, drops and releases, copies, orders. Raises ExecutorError if it is not possible."""
+        first: set[str] = set()
         for step in plan.steps:
-            if step.leaves:
+            if step.leaves and step.lane not in first:
                 self._lanes[step.lane].depart(step.leaves, self._now)
                 self._settle(self._lanes[step.lane])
+            first.add(step.lane)
         for drop in plan.drops:
             self._drop(drop.request, drop.tier)
         for release in plan.releases:
-            for tier in self._cluster.tiers:
-                self._drop(release.request, tier)
+            self._released.add(release.request)
+            for tier in tuple(self._tokens.get(release.request, ())):
+                self._forget(release.request, tier)
             self._work.to_make.pop(release.request, None)
             self._work.finished.discard(release.request)
         for abort in plan.aborts:
@@ -117,12 +133,14 @@ class SimulatedExecutor:
             self._send(copy)
         for step in plan.steps:
             self._order(step)
-        for lane in self._lanes.values():
-            if lane.segment is None or lane.done >= lane.segment.last:
+        for lane in self._all:
+            if lane.at_rest:
                 lane.begin(self._now)
-                self._settle(lane)
-        self._dropped.clear()
+                if lane.entered or lane.left:
+                    self._settle(lane)
         if plan:
+            self._dropped.clear()
+            self._released.clear()
             self._check_memory()
 
     def _order(self, step: Step) -> None:
@@ -133,7 +151,7 @@ class SimulatedExecutor:
                 continue
             tokens = self._tokens.get(join.request, {}).get(tier, -1)
             if tokens < join.context_length - 1:
-                raise ExecutorError(f"order {step.order}: {join.request!r} joins on {tier!r} with {tokens} tokens there")
+                raise ExecutorError(f"order {step.order}: {join.request!r} joins on {tier!r}: {tokens} tokens there")
         for chunk in step.chunks:
             tier = lane.lane.ranks[chunk.rank]
             if self._tokens.get(chunk.request, {}).get(tier, 0) != chunk.start:
@@ -168,7 +186,7 @@ class SimulatedExecutor:
         for request, rank in lane.entered:
             self._forget(request, lane.lane.ranks[rank])
         for request, rank, tokens in lane.left:
-            if (request, lane.lane.ranks[rank]) not in self._dropped:
+            if request not in self._released and (request, lane.lane.ranks[rank]) not in self._dropped:
                 self._hold(request, lane.lane.ranks[rank], tokens)
         lane.entered.clear()
         lane.left.clear()
@@ -187,11 +205,13 @@ class SimulatedExecutor:
             del self._tokens[request]
 
     def _check_memory(self) -> None:
-        used = dict(self._used)
-        for lane in self._lanes.values():
+        for lane in self._all:
             step = lane.done if lane.segment is None else min(lane.launched(self._now), lane.segment.last)
-            for tier_id, batch in zip(lane.lane.ranks, lane.batches, strict=True):
-                used[tier_id] += batch.blocks(step)
-        for tier in self._cluster.tiers.values():
-            if used[tier.id] > tier.blocks:
-                raise ExecutorError(f"tier {tier.id!r} holds {used[tier.id]} of {tier.blocks} blocks")
+            for tier, batch in zip(lane.lane.ranks, lane.batches, strict=True):
+                self._check_tier(tier, self._used[tier] + batch.blocks(step))
+        for tier in self._restful:
+            self._check_tier(tier, self._used[tier])
+
+    def _check_tier(self, tier: str, used: int) -> None:
+        if used > self._room[tier]:
+            raise ExecutorError(f"tier {tier!r} holds {used} of {self._room[tier]} blocks")

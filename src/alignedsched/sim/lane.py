@@ -8,11 +8,11 @@ request's row at the step after those already launched. With run-ahead r, r furt
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections import deque
+from operator import sub
 
-import numpy as np
-import numpy.typing as npt
-from attrs import define, evolve, field
+from attrs import define, field
 
 from ..batch import RunningBatch
 from ..cluster import Lane
@@ -20,61 +20,9 @@ from ..costs import Costs, Load, lane_balanced_seconds, lane_finishing_times, la
 from ..errors import ExecutorError
 from ..events import StepsDone
 from ..plan import Chunk, Step
+from .segment import InForce, Ran, Segment, Span, Work
 
-FloatArray = npt.NDArray[np.float64]
 LONGEST_SEGMENT = 512  # steps computed at once
-
-
-@define(eq=False)
-class Work:
-    """What only the executor knows of requests: tokens each will still make, and who has made all of them."""
-
-    to_make: dict[str, int] = field(factory=dict)
-    finished: set[str] = field(factory=set)
-
-
-@define(eq=False)
-class InForce:
-    """The order in force and the step at which it took effect."""
-
-    step: Step
-    first: int
-    reported: bool = False
-
-    @property
-    def last(self) -> int:
-        return self.first + self.step.horizon - 1
-
-
-@define(eq=False)
-class Segment:
-    """Uniform steps from ``start`` on; ``ends`` are absolute seconds; ``begin`` is when the first began."""
-
-    start: int
-    begin: float
-    ends: FloatArray
-    balanced: float  # seconds per step at zero imbalance
-    members: int
-    chunks: tuple[Chunk, ...]
-
-    @property
-    def last(self) -> int:
-        return self.start + len(self.ends) - 1
-
-    def end_of(self, step: int) -> float:
-        """When a step of it ends (the step before its first: when it began)."""
-        return float(self.ends[step - self.start]) if step >= self.start else self.begin
-
-
-@define
-class Span:
-    """What a lane did for a while, for whoever measures: ``durations`` of consecutive steps, seconds."""
-
-    lane: str
-    begin: float
-    durations: FloatArray
-    balanced: float
-    served: int  # members, and requests with a chunk
 
 
 @define(eq=False)
@@ -99,7 +47,7 @@ class SimLane:
     finished: list[tuple[str, int]] = field(factory=list)  # not reported yet
     prefilled: list[str] = field(factory=list)
     seconds: float = 0.0
-    replaced: list[StepsDone] = field(factory=list)  # reports of orders replaced since the last report
+    replaced: list[Ran] = field(factory=list)  # orders replaced since the last report
 
     # -- looking
 
@@ -107,8 +55,10 @@ class SimLane:
         """The last step launched by now."""
         if self.segment is None or self.order is None:
             return self.done
-        in_progress = 1 if now > self.segment.end_of(self.done) else 0
-        return max(self.done, min(self.done + self.lane.run_ahead + in_progress, self._last_allowed()))
+        ahead = self.done + self.lane.run_ahead
+        if now > self.segment.end_of(self.done):
+            ahead += 1
+        return max(self.done, min(ahead, self._last_allowed()))
 
     def _last_allowed(self) -> int:
         """The last step the orders held allow."""
@@ -119,28 +69,37 @@ class SimLane:
 
     def next_event(self) -> float | None:
         """When something changes or has to be reported; None while the lane has nothing to run."""
-        segment, order = self.segment, self.order
+        segment, order, done = self.segment, self.order, self.done
         if segment is None or order is None:
             return None
         step = segment.last
-        if self.last_tokens:
-            step = min(step, self.last_tokens[0][0])
+        if done >= step:
+            return segment.end_of(done)
+        if self.last_tokens and self.last_tokens[0][0] < step:
+            step = self.last_tokens[0][0]
         dry = order.last - self.lane.run_ahead
-        if dry > self.done:
-            step = min(step, dry)
-        return segment.end_of(max(step, self.done + 1)) if self.done < segment.last else segment.end_of(self.done)
+        if done < dry < step:
+            step = dry
+        return segment.end_of(step if step > done else done + 1)
 
     def due(self) -> bool:
         """Whether there is something the scheduler has to hear now."""
-        order = self.order
         if self.finished or self.prefilled:
             return True
+        if self.replaced and any(ran.finished or ran.prefilled for ran in self.replaced):
+            return True
+        order = self.order
         if order is None:
             return False
-        if not order.reported and (order.step.leaves or not order.step.horizon):
-            return True
-        dry = order.last - self.lane.run_ahead
-        return self.reported < dry <= self.done or self.reported < order.last <= self.done
+        if not order.reported and (order.step.leaves or not order.step.horizon) and not order.step.chunks:
+            return True  # that it took effect is news by itself; one with chunks runs its step first
+        last = order.last
+        return self.reported < last - self.lane.run_ahead <= self.done or self.reported < last <= self.done
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it needs to be told to begin: nothing runs, or what ran is done."""
+        return self.segment is None or self.done >= self.segment.last
 
     # -- orders
 
@@ -156,7 +115,7 @@ class SimLane:
         segment = self.segment
         if segment is not None and at <= segment.last:
             if at > segment.start:
-                segment.ends = segment.ends[: at - segment.start]
+                segment.cut(at)
             else:
                 self.segment = None
 
@@ -170,7 +129,7 @@ class SimLane:
     def _apply(self, step: Step, at: int) -> None:
         """An order takes effect before step ``at``; what the one before it did is reported under its own number."""
         if self.order is not None and self.done > self.reported:
-            self.replaced.append(self._event(self.order, at - 1))
+            self.replaced.append(self._ran(self.order))
         for request in step.leaves:
             if request in self.ranks:
                 self._remove(request)
@@ -183,7 +142,7 @@ class SimLane:
             self.entered.append((join.request, join.rank))
             self.batches[join.rank].add(join.request, join.context_length - at)
             heapq.heappush(self.last_tokens, (at + self.work.to_make[join.request] - 1, join.request))
-        self.order = InForce(step, at)
+        self.order = InForce(step, at, at + step.horizon - 1)
 
     def _remove(self, request: str) -> None:
         """A member leaves before its next step; what it still has to make is remembered."""
@@ -217,28 +176,35 @@ class SimLane:
     def _end_steps(self, now: float) -> Span | None:
         segment = self.segment
         assert segment is not None
-        count = int(segment.ends.searchsorted(now, side="right"))
+        ends = segment.ends
         before = self.done - segment.start + 1
+        count = len(ends) if ends[-1] <= now else bisect_right(ends, now, before)
         if count <= before:
             return None
-        begin = segment.end_of(self.done)
+        begin = ends[before - 1] if before else segment.begin
+        ended = ends[before:count]
+        durations = list(map(sub, ended, (begin, *ended)))
+        self.ended = ended[-1]
         self.done = segment.start + count - 1
-        self.ended = segment.end_of(self.done)
-        for chunk in segment.chunks:
-            self.prefilled.append(chunk.request)
-            if chunk.last:
-                self.work.to_make[chunk.request] -= 1
-                if not self.work.to_make[chunk.request]:
-                    self._finish(chunk.request, self.done)
+        if segment.chunks:
+            self._end_chunks(segment.chunks)
         while self.last_tokens and self.last_tokens[0][0] <= self.done:
             step, request = heapq.heappop(self.last_tokens)
             self._finish(request, step)
             self.removals.append((self.launched(self.ended) + 1, request))
         self.seconds += self.ended - begin
-        durations = segment.ends[before:count].copy()
-        durations[1:] -= segment.ends[before : count - 1]
-        durations[0] -= begin
-        return Span(self.lane.id, begin, durations, segment.balanced, segment.members + len(segment.chunks))
+        served = segment.members + len(segment.chunks)
+        return Span(self.lane.id, begin, self.ended, durations, segment.balanced, served)
+
+    def _end_chunks(self, chunks: tuple[Chunk, ...]) -> None:
+        """The step with these chunks, ``done``, has ended; a last chunk gives a token."""
+        to_make = self.work.to_make
+        for chunk in chunks:
+            self.prefilled.append(chunk.request)
+            if chunk.last:
+                to_make[chunk.request] -= 1
+                if not to_make[chunk.request]:
+                    self._finish(chunk.request, self.done)
 
     def _finish(self, request: str, step: int) -> None:
         self.finished.append((request, step))
@@ -265,49 +231,53 @@ class SimLane:
 
     def _segment(self, step: int, at: float, order: InForce) -> Segment:
         chunks = order.step.chunks
-        loads = [
-            Load(len(b), b.total(step), b.longest(step), tuple((c.start, c.end) for c in chunks if c.rank == rank))
-            for rank, b in enumerate(self.batches)
-        ]
         members = len(self.ranks)
         if chunks:
-            ends = np.array([at + lane_seconds(self.costs, loads)])
-            return Segment(step, at, ends, lane_balanced_seconds(self.costs, loads), members, chunks)
-        changes = [order.last + 1, step + LONGEST_SEGMENT]
-        changes += [self.pending[0][0]] if self.pending else []
-        changes += [self.removals[0][0]] if self.removals else []
-        changes += [self.last_tokens[0][0] + self.lane.run_ahead + 1] if self.last_tokens else []
-        steps = max(min(changes) - step, 1)
-        middle = [Load(ld.n, ld.total + ld.n * (steps // 2), ld.longest + steps // 2) for ld in loads]
-        ends = at + lane_finishing_times(self.costs, loads, steps)
-        return Segment(step, at, ends, lane_balanced_seconds(self.costs, middle), members, ())
+            loads = [
+                Load(len(b), b.total(step), b.longest(step), tuple((c.start, c.end) for c in chunks if c.rank == rank))
+                for rank, b in enumerate(self.batches)
+            ]
+            end = at + lane_seconds(self.costs, loads)
+            return Segment(step, step, at, [end], lane_balanced_seconds(self.costs, loads), members, chunks)
+        steps = self._uniform_steps(step, order.last)
+        loads = [Load(len(b), b.total(step), b.longest(step)) for b in self.batches]
+        half = steps // 2
+        middle = [Load(load.n, load.total + load.n * half, load.longest + half) for load in loads]
+        ends = (at + lane_finishing_times(self.costs, loads, steps)).tolist()
+        return Segment(step, step + steps - 1, at, ends, lane_balanced_seconds(self.costs, middle), members, ())
+
+    def _uniform_steps(self, step: int, last: int) -> int:
+        """How many steps from ``step`` on nothing changes, as far as is known now; at least one."""
+        change = min(last + 1, step + LONGEST_SEGMENT)
+        if self.pending:
+            change = min(change, self.pending[0][0])
+        if self.removals:
+            change = min(change, self.removals[0][0])
+        if self.last_tokens:
+            change = min(change, self.last_tokens[0][0] + self.lane.run_ahead + 1)
+        return max(change - step, 1)
 
     # -- reports
 
     def reports(self, now: float) -> list[StepsDone]:
         """What is done and not reported yet: first of orders replaced since, then of the order in force."""
-        launched = self.launched(now)
-        events, self.replaced = [evolve(event, launched=launched) for event in self.replaced], []
-        order = self.order
+        order, told = self.order, self.replaced
+        self.replaced = []
         if order is not None and (self.done > self.reported or self.due()):
-            events.append(self._event(order, launched))
-        return events
+            told.append(self._ran(order))
+        if not told:
+            return []
+        launched = self.launched(now)
+        return [ran.event(self.lane.id, launched) for ran in told]
 
-    def _event(self, order: InForce, launched: int) -> StepsDone:
-        event = StepsDone(
-            self.lane.id,
-            order.step.order,
-            order.first,
-            max(self.done, order.first - 1),
-            tuple(self.finished),
-            tuple(self.prefilled),
-            self.seconds,
-            launched,
-            self.ended,
-        )
+    def _ran(self, order: InForce) -> Ran:
+        """What was not reported yet, under an order's number."""
+        through = max(self.done, order.first - 1)
+        finished, prefilled = tuple(self.finished), tuple(self.prefilled)
+        ran = Ran(order.step.order, order.first, through, finished, prefilled, self.seconds, self.ended)
         order.reported = True
         self.reported = self.done
         self.seconds = 0.0
         self.finished.clear()
         self.prefilled.clear()
-        return event
+        return ran

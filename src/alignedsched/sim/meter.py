@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..cluster import Cluster
 from ..metrics.bubbles import BubbleMeter, Idle, fractions
 from ..scheduler import Scheduler
-from .lane import Span
+from .segment import Span
 
 
 class LaneMeters:
@@ -25,9 +25,9 @@ class LaneMeters:
             if meter is None:
                 continue
             self._idle(span.lane, span.begin)
-            seconds = float(span.durations.sum())
-            meter.step(seconds, span.balanced * len(span.durations), span.served, self._missing[span.lane])
-            self._until[span.lane] = span.begin + seconds
+            balanced = span.balanced * len(span.durations)
+            meter.step(span.end - span.begin, balanced, span.served, self._missing[span.lane])
+            self._until[span.lane] = span.end
         for lane in self._views:
             self._look(lane)
 
@@ -43,7 +43,7 @@ class LaneMeters:
         wanted = len(view.joining)
         if wanted:
             self._reason[lane] = Idle.COPY
-        elif pooled or (view.role.prefills and len(view.queue)):
+        elif pooled or (len(view.queue) and view.role.prefills):
             self._reason[lane] = Idle.BATCH
         else:
             self._reason[lane] = Idle.NO_WORK

@@ -1,0 +1,167 @@
+"""Room: who gives up blocks when the next step of a lane does not fit, and when nothing else can go on.
+
+Every preemption raises usable capacity or does not happen: nobody is sacrificed while enough is already coming free,
+and a lone member never makes room for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from .books import Books
+from .cluster import HOST
+from .errors import PolicyError
+from .lane_book import LaneBook
+from .live import Live
+from .plan import Outcome
+from .policies.protocols import Policy, Sacrifice
+from .request import RequestId
+from .scheduler_view import SchedulerView
+from .states import CopyState, RequestState
+
+R = RequestState
+T = TypeVar("T")
+
+
+def ask(policy: Policy, question: Callable[[], T]) -> T:
+    """Ask a policy; what it raises becomes a PolicyError that names it."""
+    try:
+        return question()
+    except PolicyError:
+        raise
+    except Exception as error:
+        raise PolicyError(policy.name, f"raised {type(error).__name__}: {error}") from error
+
+
+class Room:
+    """Makes room on one lane at a time."""
+
+    def __init__(self, books: Books, policy: Policy, views: dict[str, SchedulerView]) -> None:
+        self._books = books
+        self._policy = policy
+        self._views = views
+
+    def make_room(self, lane: LaneBook, latest: int, leaves: list[RequestId]) -> bool:
+        """Members make room until the next step of the others fits. True if it still does not (frees are awaited)."""
+        books = self._books
+        stuck = False
+        for rank, tier in enumerate(lane.tiers):
+            if books.ledger.free(tier) >= 0 or not len(lane.state.batches[rank]):
+                continue
+            victims = iter(self._victims(lane, rank))
+            parked = 0  # their blocks come free when residency has copied them out
+            while books.ledger.free(tier) + self._coming(lane, tier) + parked < 0:
+                chosen = next(victims, None) or self._fallback_victim(lane, rank)
+                if chosen is None:
+                    break
+                self._sacrifice(lane, rank, *chosen, latest, leaves)
+                books.ledger.set_growth(tier, lane.state.batches[rank].blocks(latest))
+                if chosen[0] in books.pool:
+                    parked += books.ledger.extents(chosen[0])[tier].blocks
+            stuck = stuck or books.ledger.free(tier) < 0
+        return stuck
+
+    def _victims(self, lane: LaneBook, rank: int) -> list[tuple[RequestId, Sacrifice]]:
+        """Whom the policy gives up first. A lone member cannot make room for itself, so nobody is asked then."""
+        if len(lane.state.batches[rank]) < 2 and not lane.prefilling:
+            return []
+        short = -self._books.ledger.free(lane.tiers[rank])
+        return ask(self._policy, lambda: list(self._policy.batching.victims(self._views[lane.id], rank, short)))
+
+    def _fallback_victim(self, lane: LaneBook, rank: int) -> tuple[RequestId, Sacrifice] | None:
+        """Beyond the policy's victims: the newest that holds KV here without running, then the newest member."""
+        books, tier, batch = self._books, lane.tiers[rank], lane.state.batches[rank]
+        idle = [*books.resident.get(tier, {}), *lane.prefilling]
+        idle += [r for r in (*lane.joining, *lane.candidates) if tier in books.ledger.extents(r)]
+        choice = idle or (list(batch) if len(batch) > 1 else [])
+        if choice:
+            return max(choice, key=lambda request: books.live[request].order), Sacrifice.RECOMPUTE
+        if len(batch) == 1 and not self._outstanding(lane):
+            live = books.live[next(iter(batch))]
+            live.outcome, live.why = Outcome.FAILED, f"its KV outgrew {tier}"
+            return live.id, Sacrifice.RECOMPUTE
+        return None
+
+    def _sacrifice(
+        self, lane: LaneBook, rank: int, request: RequestId, how: Sacrifice, latest: int, leaves: list[RequestId]
+    ) -> None:
+        books = self._books
+        live = books.live.get(request)
+        if live is None or live.state in (R.LEAVING, R.ENDED):
+            return
+        if live.state is not R.RUNNING:
+            if live.lane == lane.id or live.id in books.resident.get(lane.tiers[rank], {}):
+                self._recompute(live)
+            return
+        batch = lane.state.batches[rank]
+        if request not in batch or (len(batch) == 1 and live.outcome is None):
+            return
+        if how is Sacrifice.PARK and not self._can_park(lane, live):
+            how = Sacrifice.RECOMPUTE
+        then = R.POOLED if how is Sacrifice.PARK else R.QUEUED
+        if live.outcome is not None:
+            then = R.ENDED
+            live.to(R.ENDED, books.now)
+        leaves.append(live.id)
+        books.depart(live, lane, then, latest - 1, lane.state.next_order)
+
+    def _can_park(self, lane: LaneBook, live: Live) -> bool:
+        books = self._books
+        if HOST not in books.cluster.tiers:
+            return False
+        blocks = books.layout.blocks(live.context_length)
+        return self._views[lane.id].route(lane.tiers[live.rank], HOST) is not None and books.ledger.free(HOST) >= blocks
+
+    def _recompute(self, live: Live) -> None:
+        live.then = R.QUEUED
+        self._books.vacate(live)
+
+    def _coming(self, lane: LaneBook, tier: str) -> int:
+        """Blocks of a device that come free when what is under way has ended. O(fences and copies)."""
+        books = self._books
+        coming = 0
+        for request in lane.fences:
+            live = books.live[request]
+            extent = books.ledger.extents(request).get(tier)
+            if extent is not None and (live.then is not R.POOLED or self._can_park(lane, live)):
+                coming += extent.blocks
+        for flight in books.flights.values():
+            live = books.live[flight.request]
+            if flight.source == tier and not flight.keep and live.id not in lane.fences:
+                extent = books.ledger.extents(flight.request).get(tier)
+                if extent is not None and not extent.growing and flight.state is CopyState.FLYING:
+                    coming += extent.blocks
+            elif flight.target == tier and flight.state is CopyState.UNWANTED:
+                extent = books.ledger.extents(flight.request).get(tier)
+                coming += extent.blocks if extent is not None and extent.doomed else 0
+        return coming
+
+    def _outstanding(self, lane: LaneBook) -> bool:
+        """Whether something under way will call for this lane again."""
+        return bool(lane.fences or lane.state.chunk_orders() or self._books.flights)
+
+    def quiet(self, lane: LaneBook) -> bool:
+        """Whether nothing runs or is under way anywhere, and no other lane has still to be planned."""
+        return not (self._books.flights or lane.state.may_run()) and not any(
+            other.state.members() or other.fences or other.state.chunk_orders() or other.wake_at is not None
+            or (other is not lane and (other.dirty or other.renew))
+            for other in self._books.lanes.values()
+            if not other.state.lost
+        )  # fmt: skip
+
+    def last_resort(self, lane: LaneBook) -> None:
+        """Nothing runs, nothing is under way, yet KV sits here that cannot go on: the newest of it starts over."""
+        books = self._books
+        blocked = bool(lane.joining or lane.prefilling) or (len(books.queue) > 0 and lane.state.role.prefills)
+        if not blocked:
+            return
+        held = [
+            books.live[r]
+            for r in (*lane.joining, *lane.candidates)
+            if books.resident_rank(books.live[r], lane) is not None
+        ]
+        held += [books.live[r] for tier in lane.tiers for r in books.resident.get(tier, {})]
+        if held and (len(held) > 1 or lane.prefilling or lane.joining):
+            self._recompute(max(held, key=lambda live: live.order))
+            lane.dirty = True

@@ -1,0 +1,134 @@
+"""Anything legal may happen to a scheduler at any moment, and every invariant holds, and everything ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from alignedsched.batch import RunningBatch
+from alignedsched.events import Event
+from tests.world import World, walk
+
+CHANCE = st.randoms(use_true_random=False)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Single actions in any order, each told to the scheduler at once; see ``World`` for what each may do."""
+
+    world: World
+
+    @initialize(seed=st.integers(0, 1 << 20))
+    def begin(self, seed: int) -> None:
+        self.world = World(seed)
+
+    def _do(self, rng: Random, *actions: Callable[[Random], list[Event]]) -> None:
+        events: list[Event] = []
+        for action in actions:
+            events += action(rng)
+        self.world.call(*events)
+
+    @rule(rng=CHANCE)
+    def arrive(self, rng: Random) -> None:
+        self._do(rng, self.world.arrive)
+
+    @rule(rng=CHANCE)
+    def cancel(self, rng: Random) -> None:
+        self._do(rng, self.world.cancel)
+
+    @rule(rng=CHANCE)
+    def steps_in_silence(self, rng: Random) -> None:
+        self.world.step(rng)
+
+    @rule(rng=CHANCE)
+    def steps_and_reports(self, rng: Random) -> None:
+        self._do(rng, self.world.step, self.world.report)
+
+    @rule(rng=CHANCE)
+    def copies_end(self, rng: Random) -> None:
+        self._do(rng, self.world.end_copies)
+
+    @rule(rng=CHANCE)
+    def reports_come_twice(self, rng: Random) -> None:
+        self._do(rng, self.world.repeat)
+
+    @rule(rng=CHANCE)
+    def trouble(self, rng: Random) -> None:
+        _, action = rng.choice(self.world.troubles())
+        self._do(rng, action)
+
+    @rule(rng=CHANCE)
+    def several_at_once(self, rng: Random) -> None:
+        self.world.act(rng)
+
+    @invariant()
+    def all_invariants_hold(self) -> None:
+        if hasattr(self, "world"):
+            self.world.scheduler.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish(Random(0))
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_random_lives_end_well(first: int) -> None:
+    for seed in range(first, first + 20):
+        walk(seed, 80)
+
+
+@pytest.mark.parametrize("seed", range(900, 906))
+def test_long_random_lives_end_well(seed: int) -> None:
+    walk(seed, 500)
+
+
+@pytest.mark.parametrize("seed", range(700, 710))
+def test_without_trouble_nobody_fails(seed: int) -> None:
+    world = walk(seed, 120, trouble=False)
+    for name, outcome in world.adversary.released.items():
+        if world.adversary.requests[name].output_limit is not None and outcome.value == "failed":
+            assert world.cluster.devices[0].role.decodes is False, "only a smaller prefill device can be outgrown"
+
+
+@given(
+    block=st.integers(1, 8),
+    members=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 12), st.integers(1, 12)), min_size=1, max_size=8),
+    horizon=st.integers(1, 30),
+)
+def test_the_running_batch_equals_a_count_token_by_token(
+    block: int, members: list[tuple[int, int, int]], horizon: int
+) -> None:
+    """Members (context length, step of joining, steps of staying) against lists of tokens grown one by one."""
+    batch = RunningBatch(block)
+    naive: dict[str, int] = {}
+    for step in range(25):
+        for index, (length, joins, stays) in enumerate(members):
+            name = f"m{index}"
+            if step == joins:
+                batch.add(name, length - step, step + stays - 1)
+                naive[name] = length
+            if step == joins + stays:
+                assert batch.base(name) + step == naive.pop(name)
+                batch.remove(name)
+        lengths = list(naive.values())
+        assert batch.total(step) == sum(lengths)
+        assert batch.longest(step) == max(lengths, default=0)
+        assert batch.shortest(step) == min(lengths, default=0)
+        assert batch.blocks(step) == sum(-(-length // block) for length in lengths)
+        assert set(batch) == set(naive)
+        room = batch.blocks(step) + len(naive)
+        fits = [s for s in range(horizon) if sum(-(-(length + s) // block) for length in lengths) <= room]
+        assert batch.last_step_within(room, step, horizon) == step + max(fits, default=-1)
+        limit = batch.next_limit()
+        ends = [joins + stays - 1 for n, (_, joins, stays) in enumerate(members) if f"m{n}" in naive]
+        assert (limit[0] if limit is not None else None) == min(ends, default=None)
+        for name in naive:
+            naive[name] += 1
