@@ -37,6 +37,8 @@ class RunningBatch:
         "_bases",
         "_block_quotients",
         "_block_size",
+        "_blocks",
+        "_blocks_step",
         "_by_base",
         "_limit_of",
         "_limits",
@@ -51,6 +53,8 @@ class RunningBatch:
         self._total_base = 0
         self._block_quotients = 0
         self._phases = [0] * block_size
+        self._blocks_step: int | None = None  # the step asked for last, and the answer
+        self._blocks = 0
         # A heap of (step that gives the last allowed token, member); an entry counts if `_limit_of` agrees with it.
         self._limits: list[tuple[int, str]] = []
         self._limit_of: dict[str, int] = {}
@@ -77,6 +81,7 @@ class RunningBatch:
         """Add a member; ``limit_step`` is the step that gives it its last allowed token. O(log n)."""
         if request in self._bases:
             raise InvariantError("single_owner", f"request {request!r} joined a batch it is in")
+        self._blocks_step = None
         self._bases[request] = base
         self._by_base.add((base, request))
         self._total_base += base
@@ -90,6 +95,7 @@ class RunningBatch:
     def remove(self, request: str) -> int:
         """Take a member out and return its base. O(log n). Raises KeyError for no member."""
         base = self._bases.pop(request)
+        self._blocks_step = None
         self._by_base.remove((base, request))
         self._total_base -= base
         quotient, phase = divmod(base, self._block_size)
@@ -118,12 +124,17 @@ class RunningBatch:
         return self._by_base[-1][0] - self._by_base[0][0] if self._bases else 0
 
     def blocks(self, step: int) -> int:
-        """Blocks that hold every member's KV after ``step``. O(block size)."""
+        """Blocks that hold every member's KV after ``step``. O(block size), O(1) when asked for the same step again."""
+        if step == self._blocks_step:
+            return self._blocks
         cycles, phase = divmod(step, self._block_size)
         blocks = self._block_quotients + len(self._bases) * (cycles + 1)
         if phase == 0:
-            return blocks - self._phases[0]
-        return blocks + sum(self._phases[self._block_size - phase + 1 :])
+            blocks -= self._phases[0]
+        else:
+            blocks += sum(self._phases[self._block_size - phase + 1 :])
+        self._blocks_step, self._blocks = step, blocks
+        return blocks
 
     def last_step_within(self, blocks: int, start: int, most: int) -> int:
         """The last of steps ``start`` to ``start + most - 1`` whose KV fits in ``blocks``; ``start - 1`` if none does.

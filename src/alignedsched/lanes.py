@@ -104,7 +104,8 @@ class LaneState:
         return newest is not None and newest.step.horizon > 0 and self.last_possible > self.reported
 
     def members(self) -> int:
-        return sum(map(len, self.batches))
+        batches = self.batches
+        return len(batches[0]) if len(batches) == 1 else sum(map(len, batches))
 
     # -- orders out, reports in
 

@@ -54,6 +54,14 @@ class Planner:
         """Plan a dirty lane (or renew its horizon)."""
         books, state = self._books, lane.state
         dirty, lane.dirty, lane.renew = lane.dirty, False, False
+        if (
+            state.members()
+            and not lane.going
+            and self._lasts(lane)
+            and not self._waits(lane)
+            and not self._over_full(lane)
+        ):
+            return  # nothing to decide: the standing order goes on, its steps reserved
         latest = state.latest_first()
         leaves = self._departures(lane, latest)
         for rank, tier in enumerate(lane.tiers):
@@ -290,11 +298,14 @@ class Planner:
         if state.last_possible < latest:
             return False
         last = latest + self._horizon(lane, latest) - 1
-        lasts = state.last_possible - state.reported > self._max_horizon // RENEW_SHARE
-        if last < state.last_possible or (last > state.last_possible and not lasts):
+        if last < state.last_possible or (last > state.last_possible and not self._lasts(lane)):
             return False
         self._reserve(lane, state.last_possible)
         return True
+
+    def _lasts(self, lane: LaneBook) -> bool:
+        """Whether the steps ordered last for a while yet."""
+        return lane.state.last_possible - lane.state.reported > self._max_horizon // RENEW_SHARE
 
     def _horizon(self, lane: LaneBook, latest: int) -> int:
         """The most steps, up to ``max_horizon``, whose blocks all fit."""

@@ -77,6 +77,8 @@ class Queue:
             raise InvariantError("single_owner", f"request {waiting.request.id!r} queues twice")
         self._keys[waiting.request.id] = key
         self._rows[key] = _pack(waiting)
+        if len(self._made) < MADE_AT_MOST:
+            self._made[waiting.request.id] = waiting
 
     def get(self, request: str) -> Waiting:
         """The waiting request of an id. Raises KeyError if it does not queue."""
