@@ -6,8 +6,8 @@ WORKERS ?= 2
 
 # What `make demo` runs (a synthesised workload: no trace file is needed). DEMO_JSON takes the result.
 DEMO_JSON ?= demo.json
-DEMO ?= compare --workload mooncake --requests 3000 --policy fcfs --policy density_first \
-	--surface gated --topology disaggregated --load 1.1 --seed 0 --json $(DEMO_JSON)
+DEMO ?= compare --workload mooncake --rate-scale 1 --topology disaggregated \
+	--policy fcfs --policy density_first --surface gated --seed 0 --json $(DEMO_JSON)
 
 DEMO_VENV := .venv-demo
 TEST_VENV := .venv

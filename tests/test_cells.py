@@ -54,6 +54,16 @@ def test_several_lanes_share_the_work() -> None:
             assert two < 0.7 * one
 
 
+def test_lanes_are_evenly_loaded_while_everything_fits() -> None:
+    """One request at a time, every lane takes its share: a lightly loaded pair of lanes serves as fcfs does."""
+    settings = CompareSettings(
+        workload="azure-conv", requests=600, load=0.4, topology="disaggregated", lanes=2, policies=POLICIES
+    )
+    plain, aligned = (run["latency_s"] for run in compare(settings)["runs"])
+    assert aligned["e2e"]["mean"] < 1.02 * plain["e2e"]["mean"]
+    assert aligned["itl"]["p99"] < 1.05 * plain["itl"]["p99"]
+
+
 def test_a_comparison_repeats_itself_exactly() -> None:
     settings = CompareSettings(workload="reasoning", requests=300, policies=POLICIES, topology="disaggregated", seed=3)
 

@@ -156,7 +156,7 @@ class LaneRoom:
 
 
 def _share(view: LaneView) -> int:
-    """The lane's even share of what is pooled; at least one request."""
+    """The lane's even share of what is pooled; some lane always has one of at least one request."""
     loads = view.loads
     target = -(-(sum(loads.values()) + len(view.pool)) // max(1, len(loads)))
-    return max(1, target - loads.get(view.lane.id, 0))
+    return max(0, target - loads.get(view.lane.id, 0))
