@@ -305,6 +305,7 @@ class Accounts:
         elif live.state not in (R.ENDED, R.LEAVING):
             if flight.start:
                 self.ledger.trim(live.id, flight.target, flight.start)
+                self.out.drops.append(Drop(live.id, flight.target, flight.start))
             else:
                 self.drop(live, flight.target)
 

@@ -118,7 +118,7 @@ class SimulatedExecutor:
                 self._settle(self._lanes[step.lane])
             first.add(step.lane)
         for drop in plan.drops:
-            self._drop(drop.request, drop.tier)
+            self._drop(drop.request, drop.tier, drop.keep)
         for release in plan.releases:
             self._released.add(release.request)
             for tier in tuple(self._tokens.get(release.request, ())):
@@ -128,6 +128,7 @@ class SimulatedExecutor:
         for abort in plan.aborts:
             copy = self._links.abort(abort.copy)
             if copy is not None:
+                self._charge(copy, -1)
                 self._ended.append(CopyFailed(copy.copy, "aborted"))
         for copy in plan.copies:
             self._send(copy)
@@ -163,8 +164,13 @@ class SimulatedExecutor:
         there = self._tokens.get(copy.request, {})
         if there.get(copy.source, 0) < copy.end or there.get(copy.target, 0) < copy.start:
             raise ExecutorError(f"{copy} reads or extends what is not there: {there}")
-        self._used[copy.target] += self._layout.blocks(copy.end) - self._layout.blocks(there.get(copy.target, 0))
+        self._charge(copy, 1)
         self._links.submit(copy, self._now)
+
+    def _charge(self, copy: Copy, sign: int) -> None:
+        """A copy's target is in use from its start on, and no more if it ends before it began."""
+        blocks = self._layout.blocks
+        self._used[copy.target] += sign * (blocks(copy.end) - blocks(copy.start))
 
     def _arrive(self, copy: Copy) -> None:
         link = self._cluster.place(copy.source), self._cluster.place(copy.target)
@@ -191,8 +197,12 @@ class SimulatedExecutor:
         lane.entered.clear()
         lane.left.clear()
 
-    def _drop(self, request: str, tier: str) -> None:
+    def _drop(self, request: str, tier: str, keep: int) -> None:
         """Drop KV; of a member, when the order in this very plan has taken it out of its batch."""
+        if keep:
+            if self._tokens.get(request, {}).get(tier, 0) > keep:
+                self._hold(request, tier, keep)
+            return
         self._dropped.add((request, tier))
         self._forget(request, tier)
 
