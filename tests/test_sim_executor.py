@@ -82,7 +82,8 @@ def test_copies_that_share_a_channel_take_turns(shares: tuple[str, ...], expecte
     executor.submit(Plan(copies=(Copy(0, "a", "gpu", HOST, 0, 20),)))
     assert executor.wait(None) == [CopyDone(0)]
     executor.submit(Plan(drops=(Drop("a", "gpu"),)))
-    start, ends = executor.now(), []
+    start = executor.now()
+    ends: list[float] = []
     executor.submit(Plan(copies=(Copy(1, "b", "gpu", HOST, 0, 20), Copy(2, "a", HOST, "gpu", 0, 20))))
     while len(ends) < 2:
         arrived = [event for event in executor.wait(None) if isinstance(event, CopyDone)]
