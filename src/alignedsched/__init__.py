@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .cluster import HOST, Cluster, Device, KVLayout, Lane, Link, Role
-from .costs import Costs
 from .driver import AsyncExecutor, Executor, as_arrivals, drive, drive_async
 from .errors import (
     AlignedSchedError,
@@ -14,6 +13,7 @@ from .errors import (
     PolicyError,
     TraceError,
 )
+from .load import Costs
 from .plan import Outcome, Plan
 from .policies.protocols import Policy
 from .registry import policy, policy_names

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from attrs import define, field
 
+from .arrays import FloatArray
 from .errors import ConfigError
 from .hardware import ENGINE_HOST, DecodeAttention, Gpu, Host, MatMul
-from .load import FloatArray, Load, check_surface, check_uniform
+from .load import Load, check_surface, check_uniform
 from .models import DTYPE_BYTES, Model
 
 # FlashAttention-2 stops splitting a sequence's KV over blocks when batch x KV heads reaches 0.8 of two blocks per SM

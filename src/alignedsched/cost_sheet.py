@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
+from .arrays import FloatArray
 from .errors import ConfigError
-from .load import FloatArray
 
 FAR = 1e9  # a length, or a stretch, beyond all there are
 SAME = 0.03  # measured lengths this close (relative) are one grid line

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from attrs import asdict, define, field, frozen
 
+from .arrays import FloatArray
 from .cost_sheet import Grid, Interpolated, Sheet, check_sheets, sheet_of
 from .errors import ConfigError
-from .load import FloatArray, Load, check_uniform
+from .load import Load, check_uniform
 
 FORMAT, VERSION = "alignedsched-cost-table", 1
 

@@ -8,15 +8,15 @@ as measured), ``padded`` with members times the longest. `docs/costs.md` explain
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from attrs import field, frozen
 
+from .arrays import FloatArray
 from .cost_model import ModelCosts
 from .cost_sheet import Sheet
 from .cost_table import Prefill, TableCosts
-from .load import SURFACES, FloatArray, Load, check_surface, check_uniform
+from .load import SURFACES, Costs, Load, check_surface, check_uniform
 
 __all__ = [
     "SURFACES",
@@ -31,31 +31,6 @@ __all__ = [
     "lane_finishing_times",
     "lane_seconds",
 ]
-
-
-class Costs(Protocol):
-    """What a rank's step costs, in seconds. A load without members and chunks costs nothing."""
-
-    @property
-    def surface(self) -> str:
-        """The name of the surface."""
-        ...
-
-    def step_seconds(self, load: Load) -> float:
-        """One rank's step, host time included."""
-        ...
-
-    def balanced_seconds(self, load: Load) -> float:
-        """The same step if imbalance among its members cost nothing; at most ``step_seconds``."""
-        ...
-
-    def finishing_times(self, load: Load, steps: int) -> FloatArray:
-        """Seconds until each of the next ``steps`` uniform steps ends, shape (steps,).
-
-        Step j has ``total + n·j`` and ``longest + j``. Decode only. O(steps). Raises CallerError when the load has
-        chunks or ``steps`` is below 1.
-        """
-        ...
 
 
 def lane_seconds(costs: Costs, loads: Sequence[Load]) -> float:

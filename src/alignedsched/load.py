@@ -1,17 +1,20 @@
-"""One rank's step as the few numbers its cost depends on."""
+"""One rank's step as the few numbers its cost depends on, and what an executor publishes about that cost.
+
+This much the scheduler knows of costs; it is kept free of numpy, which would be half of its import time.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from attrs import frozen
 
 from .errors import CallerError, ConfigError
 
+if TYPE_CHECKING:
+    from .arrays import FloatArray
+
 SURFACES = ("balanced", "gated", "unsplit", "padded")
-FloatArray = npt.NDArray[np.float64]
 
 
 @frozen
@@ -25,6 +28,31 @@ class Load:
     total: int
     longest: int
     chunks: tuple[tuple[int, int], ...] = ()
+
+
+class Costs(Protocol):
+    """What a rank's step costs, in seconds. A load without members and chunks costs nothing."""
+
+    @property
+    def surface(self) -> str:
+        """The name of the surface."""
+        ...
+
+    def step_seconds(self, load: Load) -> float:
+        """One rank's step, host time included."""
+        ...
+
+    def balanced_seconds(self, load: Load) -> float:
+        """The same step if imbalance among its members cost nothing; at most ``step_seconds``."""
+        ...
+
+    def finishing_times(self, load: Load, steps: int) -> FloatArray:
+        """Seconds until each of the next ``steps`` uniform steps ends, shape (steps,).
+
+        Step j has ``total + n·j`` and ``longest + j``. Decode only. O(steps). Raises CallerError when the load has
+        chunks or ``steps`` is below 1.
+        """
+        ...
 
 
 def check_uniform(steps: int, *loads: Load) -> None:

@@ -38,7 +38,6 @@ from typing import Any
 
 from .books import Books
 from .cluster import Cluster
-from .costs import Costs
 from .errors import CallerError, ConfigError
 from .events import (
     Arrived,
@@ -61,6 +60,7 @@ from .events import (
     WeightsChanged,
 )
 from .intake import Intake
+from .load import Costs
 from .plan import Plan
 from .planner import Planner
 from .policies.protocols import Policy

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .books import Books
 from .cluster import Cluster, KVLayout, Lane, Link, Role
-from .costs import Costs
 from .lane_book import LaneBook
 from .live import Live
+from .load import Costs
 from .request import Request, RequestId
 from .states import CopyState, RequestState
 from .views import BatchReader, Entry, PoolReader, Prefill, QueueReader, RankView

@@ -8,8 +8,8 @@ from attrs import define, field, frozen
 
 from ..batch import RunningBatch
 from ..cluster import HOST, Cluster, Device, KVLayout, Lane, Link, Role
-from ..costs import Costs
 from ..errors import CallerError
+from ..load import Costs
 from ..pool import Pool
 from ..queue import Queue, Waiting
 from ..request import Request, RequestId

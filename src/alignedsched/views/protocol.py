@@ -15,7 +15,7 @@ from attrs import frozen
 
 from ..batch import RunningBatch
 from ..cluster import Cluster, KVLayout, Lane, Link, Role
-from ..costs import Costs
+from ..load import Costs
 from ..pool import Pool
 from ..queue import Queue, Waiting
 from ..request import Request, RequestId
