@@ -132,3 +132,14 @@ def test_the_running_batch_equals_a_count_token_by_token(
         assert (limit[0] if limit is not None else None) == min(ends, default=None)
         for name in naive:
             naive[name] += 1
+
+
+@pytest.mark.parametrize(
+    ("seed", "events"),
+    [
+        (90222, 200),  # a member taken out by the second order of a plan still makes the first order's step
+        (910098, 300),  # KV that blocks an idle lane starts over, also when another lane is planned after it
+    ],
+)
+def test_lives_that_once_failed_end_well(seed: int, events: int) -> None:
+    walk(seed, events, trouble=True)

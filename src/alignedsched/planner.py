@@ -90,8 +90,15 @@ class Planner:
         self._placement.place(lane)
         if dirty and lane.state.role.prefills:
             self._admit(lane, chunks)
-        if not (joins or chunks or lane.state.members() or self.draining) and self._room.quiet(lane):
-            self._room.last_resort(lane)
+
+    def rescue(self) -> bool:
+        """If all stands still though something waits, free what blocks it. True if there is something to plan then."""
+        if not self._room.quiet():
+            return False
+        lanes = [lane for lane in self._books.lanes.values() if not lane.state.lost]
+        for lane in lanes:
+            self._room.last_resort(lane, self.draining)
+        return any(lane.dirty for lane in lanes)
 
     def _over_full(self, lane: LaneBook) -> bool:
         return any(self._books.ledger.free(tier) < 0 for tier in lane.tiers)

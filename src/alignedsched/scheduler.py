@@ -166,6 +166,7 @@ class Scheduler:
 
     def _plan_lanes(self) -> None:
         now = self._books.now
+        planned = False
         for _ in range(PLANNING_PASSES):
             again = False
             for lane in self._lanes:
@@ -176,8 +177,8 @@ class Scheduler:
                         self._planner.halt(lane)
                     elif lane.state.may_order():
                         self._planner.plan(lane)
-                        again = True
-            if not again:
+                        again = planned = True
+            if not again and not (planned and self._planner.rescue()):
                 return
 
     def _wake_at(self) -> float | None:
