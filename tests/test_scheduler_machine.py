@@ -138,6 +138,8 @@ def test_the_running_batch_equals_a_count_token_by_token(
     ("seed", "events"),
     [
         (90222, 200),  # a member taken out by the second order of a plan still makes the first order's step
+        (2000200, 250),  # a stop the lane holds bounds what it may still launch
+        (3000058, 400),  # two stops in one plan: both let their members go at once
         (910098, 300),  # KV that blocks an idle lane starts over, also when another lane is planned after it
     ],
 )

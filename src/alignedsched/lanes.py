@@ -218,6 +218,9 @@ class LaneState:
         launched = event.through + self.lane.run_ahead if launched is None else launched
         self.launched = max(self.launched, launched) if self.fresh else launched
         self.fresh = True
+        if self.issued and not self.issued[-1].step.horizon and not self.chunk_orders():
+            # The stop it holds takes effect at the first step not launched: nothing beyond can be.
+            self.last_possible = min(self.last_possible, max(self.launched, self.reported))
         return progress
 
     def halt(self, next_step: int | None = None) -> list[Issued]:

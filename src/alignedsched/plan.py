@@ -1,10 +1,10 @@
 """Everything the scheduler can ask of an executor, as frozen records a dumb executor can carry out.
 
-Within one plan the members that the first order of a lane at rest takes out leave first; then come drops and
-releases, then copies, then the orders, each lane's in the order of their numbers. A ``Step`` order stands until the
-next order of its lane replaces it: it holds from the first step the executor has not launched yet, for at most
-``horizon`` steps. An order with prefill chunks runs exactly one step (``horizon`` 1) and is never replaced before it
-has run; the order after it holds from the step after.
+Within one plan the members of a lane at rest that its orders take out, up to the first order that lets it run, leave
+first; then come drops and releases, then copies, then the orders, each lane's in the order of their numbers. A
+``Step`` order stands until the next order of its lane replaces it: it holds from the first step the executor has not
+launched yet, for at most ``horizon`` steps. An order with prefill chunks runs exactly one step (``horizon`` 1) and is
+never replaced before it has run; the order after it holds from the step after.
 """
 
 from __future__ import annotations

@@ -111,12 +111,13 @@ class SimulatedExecutor:
 
     def submit(self, plan: Plan) -> None:
         """Take a plan: members out, drops and releases, copies, orders. Raises ExecutorError if it is not possible."""
-        first: set[str] = set()
+        running: set[str] = set()  # lanes that an order of this plan lets run
         for step in plan.steps:
-            if step.leaves and step.lane not in first:
+            if step.leaves and step.lane not in running:
                 self._lanes[step.lane].depart(step.leaves, self._now)
                 self._settle(self._lanes[step.lane])
-            first.add(step.lane)
+            if step.horizon:
+                running.add(step.lane)
         for drop in plan.drops:
             self._drop(drop.request, drop.tier, drop.keep)
         for release in plan.releases:
