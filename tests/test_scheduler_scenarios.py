@@ -88,6 +88,7 @@ class Story:
 def made_of(
     admit: Callable[[LaneView], Iterable[Take]] | None = None,
     compose: Callable[[LaneView], Composition] | None = None,
+    may_idle_s: float = 0.0,
 ) -> Policy:
     """``fcfs`` with another admission or composition."""
 
@@ -99,7 +100,7 @@ def made_of(
         def compose(self, view: LaneView) -> Composition:
             return compose(view) if compose is not None else super().compose(view)
 
-    return Policy("made", Admission(), Batching(), DirectResidency(to_host="never"))
+    return Policy("made", Admission(), Batching(), DirectResidency(to_host="never"), may_idle_s)
 
 
 # -- orders and reports
@@ -196,7 +197,7 @@ def test_a_step_that_fails_after_the_weights_changed_brings_no_old_kv_back() -> 
     assert plan.steps[0].chunks[0].start == 0, "prefilled again, with the tokens it has"
 
 
-def test_a_member_that_left_before_its_last_chunk_ran_is_not_pooled_when_its_lane_is_lost() -> None:
+def test_a_member_is_not_parked_before_it_has_made_a_token_since_it_joined() -> None:
     parks: list[str] = []
     story = Story(
         both(run_ahead=2), made_of(compose=lambda view: Composition(joins=list(view.expected), parks=list(parks)))
@@ -204,10 +205,59 @@ def test_a_member_that_left_before_its_last_chunk_ran_is_not_pooled_when_its_lan
     story.arrive("a")
     assert story.tell(Resumed()).steps[0].joins, "it joins behind its chunk"
     parks.append("a")
-    assert story.arrive("b").steps[0].leaves == ("a",)
-    story.tell(LaneLost("l0"))
-    assert story.scheduler.pooled == 0
-    assert story.scheduler.queued == 2
+    assert not any(step.leaves for step in story.arrive("b").steps)
+    story.done(0, 0, 0, prefilled=("a",))
+    assert not any(step.leaves for step in story.arrive("c").steps), "its chunk's token is not one it made as a member"
+    assert story.done(1, 1, 1, prefilled=("b",)).steps[0].leaves == ("a",)
+
+
+def never(may_idle_s: float = 0.0) -> Policy:
+    """A policy that never lets anybody decode."""
+    return made_of(compose=lambda view: Composition(), may_idle_s=may_idle_s)
+
+
+def test_a_policy_that_chooses_nothing_is_overruled_first_come_first_served_and_named() -> None:
+    story = Story(both(), never())
+    story.arrive("a")
+    plan = story.done(0, 0, 0, prefilled=("a",))
+    assert [join.request for join in plan.steps[0].joins] == ["a"]
+    assert plan.steps[0].why == "overruled 'made', which chose nothing"
+    assert story.scheduler.counts["overruled"] == 1
+
+
+def test_a_policy_is_overruled_no_sooner_than_it_declares() -> None:
+    story = Story(both(), never(may_idle_s=5.0))
+    story.arrive("a")
+    plan = story.done(0, 0, 0, prefilled=("a",))
+    assert not plan.steps
+    assert plan.wake_at == story.now + 5.0
+    for _ in range(4):
+        plan = story.tell()
+        assert not plan
+    assert [join.request for join in story.tell().steps[0].joins] == ["a"]
+
+
+def test_a_policy_that_raises_whenever_it_is_asked_does_not_stop_the_work() -> None:
+    def raising(view: LaneView) -> Composition:
+        raise RuntimeError("a bug")
+
+    story = Story(both(), made_of(compose=raising))
+    with pytest.raises(PolicyError, match="a bug"):
+        story.arrive("a")
+    plan = story.tell()
+    assert plan.steps[0].chunks, "its prefill goes on, first come first served"
+    with pytest.raises(PolicyError, match="a bug"):
+        story.done(0, 0, 0, prefilled=("a",))
+    assert [join.request for join in story.tell().steps[0].joins] == ["a"]
+
+
+def test_nobody_is_overruled_while_the_caller_holds_everything_back() -> None:
+    story = Story(both())
+    story.tell(Paused())
+    story.arrive("a")
+    assert story.tell().wake_at is None
+    assert story.scheduler.counts["overruled"] == 0
+    assert story.tell(Resumed()).steps[0].chunks
 
 
 def test_who_is_cancelled_while_paused_goes_at_once() -> None:
@@ -349,7 +399,7 @@ def test_a_begun_prefill_waits_until_its_kind_fits() -> None:
 
 def test_what_is_pooled_is_charged_for_what_is_stored() -> None:
     """The room kept for the first decode step goes back when a request is pooled instead."""
-    story = Story(both(), made_of(compose=lambda view: Composition()))
+    story = Story(both(), never(may_idle_s=99.0))
     story.arrive("a", 8)
     story.done(0, 0, 0, prefilled=("a",))
     assert story.scheduler.pooled == 1
@@ -365,7 +415,7 @@ def test_a_lane_that_let_the_pool_go_first_begins_when_it_is_empty() -> None:
             return Composition()
         return Composition(joins=list(view.pool.by_order()) if view.lane.id == "l1" else ())
 
-    story = Story(both(lanes=2, max_tokens=8), made_of(compose=compose))
+    story = Story(both(lanes=2, max_tokens=8), made_of(compose=compose, may_idle_s=99.0))
     story.arrive("a", 8)
     lane = "l0" if story.scheduler.view("l0").expected else "l1"
     plan = story.done(0, 0, 0, lane=lane, prefilled=("a",))

@@ -54,9 +54,15 @@ class Accounts:
         self.next_copy = 0
         self.arrivals = 0
         self.counts: dict[str, int] = dict.fromkeys(
-            ("arrived", "finished", "cancelled", "rejected", "failed", "preemptions", "ignored", "refused", "late_now"),
+            (
+                "arrived", "finished", "cancelled", "rejected", "failed", "preemptions",
+                "ignored", "refused", "late_now", "overruled",
+            ),
             0,
-        )
+        )  # fmt: skip
+        self.paused = False
+        self.draining = False  # nothing that still queues begins
+        self.idle_since: float | None = None  # nothing has run or been under way since then, though work waits
         self.rank_of: Callable[[Request], float] = lambda request: 0.0  # the admission policy's
 
     # -- looking

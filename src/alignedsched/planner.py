@@ -39,6 +39,7 @@ class Planner:
         max_horizon: int,
         max_kinds: int | None,
         eligible: Callable[[Request], bool],
+        why: str = "",
     ) -> None:
         self._books = books
         self._policy = policy
@@ -48,7 +49,7 @@ class Planner:
         self._eligible = eligible
         self._room = Room(books, policy, views)
         self._placement = Placement(books, policy, views)
-        self.draining = False  # nothing that still queues begins
+        self._why = why  # said of every order, in place of what it does
 
     def plan(self, lane: LaneBook) -> None:
         """Plan a dirty lane (or renew its horizon)."""
@@ -91,13 +92,11 @@ class Planner:
         if dirty and lane.state.role.prefills:
             self._admit(lane, chunks)
 
-    def rescue(self) -> bool:
-        """If all stands still though something waits, free what blocks it. True if there is something to plan then."""
-        if not self._room.quiet():
-            return False
+    def free_blocked(self) -> bool:
+        """Where KV blocks all that waits, the newest of it starts over. True if there is something to plan then."""
         lanes = [lane for lane in self._books.lanes.values() if not lane.state.lost]
         for lane in lanes:
-            self._room.last_resort(lane, self.draining)
+            self._room.last_resort(lane)
         return any(lane.dirty for lane in lanes)
 
     def _over_full(self, lane: LaneBook) -> bool:
@@ -178,7 +177,7 @@ class Planner:
         parks = self._known(composition.parks)
         wanted = self._known(composition.joins)
         for live in parks:
-            if live.state is R.RUNNING and live.lane == lane.id and live.id not in {j.request for j in joins}:
+            if live.state is R.RUNNING and live.lane == lane.id and self._has_run(lane, live):
                 leaves.append(live.id)
                 books.depart(live, lane, R.POOLED, latest - 1, lane.state.next_order)
         if parks:
@@ -194,6 +193,13 @@ class Planner:
             self._take_join(lane, live, latest, joins)
         lane.wake_at = composition.wake_at
         ask(self._policy, lambda: batching.taken(view, composition))
+
+    @staticmethod
+    def _has_run(lane: LaneBook, live: Live) -> bool:
+        """Whether a member has made a token since it joined. Until then no policy can send it away again: whatever
+        was copied in for it has bought progress, and batches cannot change places for ever without any.
+        """
+        return live.base is not None and live.base + lane.state.reported > live.stored
 
     def _take_join(self, lane: LaneBook, live: Live, latest: int, joins: list[Join]) -> None:
         books = self._books
@@ -264,7 +270,7 @@ class Planner:
             return None
         waiting = books.queue.get(take.request)
         request = waiting.request
-        if lane.relieved or (self.draining and not waiting.preemptions):
+        if lane.relieved or (books.draining and not waiting.preemptions):
             return None  # who has just made room does not come back in the same breath
         if not ask(self._policy, lambda: self._eligible(request)):
             return None
@@ -297,7 +303,7 @@ class Planner:
                 return
         horizon = 1 if chunks else self._horizon(lane, latest) if state.members() else 0
         self._reserve(lane, latest + horizon - 1)
-        self._issue(lane, horizon, joins, leaves, chunks, "prefill" if chunks else "decode")
+        self._issue(lane, horizon, joins, leaves, chunks, self._why or ("prefill" if chunks else "decode"))
 
     def _keeps_standing(self, lane: LaneBook, latest: int) -> bool:
         """Whether the standing order goes on as it is: its steps still fit, and they last or could not be more."""

@@ -141,19 +141,10 @@ class Room:
         """Whether something under way will call for this lane again."""
         return bool(lane.fences or lane.state.chunk_orders() or self._books.flights)
 
-    def quiet(self) -> bool:
-        """Whether nothing runs, is under way, or has still to be planned anywhere. O(lanes)."""
-        return not self._books.flights and not any(
-            lane.state.members() or lane.fences or lane.state.chunk_orders() or lane.wake_at is not None
-            or lane.dirty or lane.renew
-            for lane in self._books.lanes.values()
-            if not lane.state.lost
-        )  # fmt: skip
-
-    def last_resort(self, lane: LaneBook, draining: bool) -> None:
+    def last_resort(self, lane: LaneBook) -> None:
         """Nothing runs, nothing is under way, yet KV sits here that cannot go on: the newest of it starts over."""
         books = self._books
-        queued = len(books.queue) > 0 and lane.state.role.prefills and not draining
+        queued = len(books.queue) > 0 and lane.state.role.prefills and not books.draining
         if not (lane.joining or lane.prefilling or queued):
             return
         held = [

@@ -38,7 +38,7 @@ from typing import Any
 
 from .books import Books
 from .cluster import Cluster
-from .errors import CallerError, ConfigError
+from .errors import CallerError, ConfigError, PolicyError
 from .events import (
     Arrived,
     Cancelled,
@@ -60,12 +60,15 @@ from .events import (
     WeightsChanged,
 )
 from .intake import Intake
+from .lane_book import LaneBook
 from .load import Costs
 from .plan import Plan
 from .planner import Planner
+from .policies import fcfs
 from .policies.protocols import Policy
 from .request import Request
 from .scheduler_view import SchedulerView
+from .standstill import Standstill
 
 PLANNING_PASSES = 4  # lanes may make work for each other; what is left then waits for the very next call
 
@@ -106,11 +109,11 @@ class Scheduler:
         self._books = Books(cluster)
         self._books.rank_of = self._rank
         self._views = {lane.id: SchedulerView(self._books, lane, costs, allow) for lane in self._books.lanes.values()}
-        self._planner = Planner(
-            self._books, policy, self._views, max_horizon=max_horizon, max_kinds=max_kinds, eligible=allow
-        )
+        limits: dict[str, Any] = {"max_horizon": max_horizon, "max_kinds": max_kinds, "eligible": allow}
+        self._planner = Planner(self._books, policy, self._views, **limits)
+        why = f"overruled {policy.name!r}, which chose nothing"
+        self._standstill = Standstill(self._books, policy, Planner(self._books, fcfs(), self._views, **limits, why=why))
         self._intake = Intake(self._books, max_horizon, copy_retries, step_retries, copy_lease_s)
-        self._paused = False
         # Lanes that only prefill come last: what decodes claims KV before it would be written out of their way.
         self._lanes = tuple(sorted(self._books.lanes.values(), key=lambda lane: not lane.state.role.decodes))
         intake = self._intake
@@ -166,27 +169,39 @@ class Scheduler:
 
     def _plan_lanes(self) -> None:
         now = self._books.now
-        planned = False
+        planned = self._standstill.overdue()
+        if planned:
+            self._standstill.end()
         for _ in range(PLANNING_PASSES):
             again = False
             for lane in self._lanes:
                 if lane.wake_at is not None and now >= lane.wake_at:
                     lane.wake_at, lane.dirty = None, True
                 if (lane.dirty or lane.renew) and not lane.state.lost:
-                    if self._paused:
+                    if self._books.paused:
                         self._planner.halt(lane)
                     elif lane.state.may_order():
-                        self._planner.plan(lane)
+                        self._plan(lane)
                         again = planned = True
-            if not again and not (planned and self._planner.rescue()):
+            if not again and not (planned and self._standstill.end()):
                 return
+
+    def _plan(self, lane: LaneBook) -> None:
+        try:
+            self._planner.plan(lane)
+        except PolicyError:
+            self._standstill.note()
+            raise
 
     def _wake_at(self) -> float | None:
         wake = self._intake.next_lease()
+        due = self._standstill.due()
+        if due is not None and due > self._books.now and (wake is None or due < wake):
+            wake = due
         for lane in self._lanes:
-            if lane.wake_at is not None and not self._paused and (wake is None or lane.wake_at < wake):
+            if lane.wake_at is not None and not self._books.paused and (wake is None or lane.wake_at < wake):
                 wake = lane.wake_at
-            if lane.dirty and not self._paused and not lane.state.lost and lane.state.may_order():
+            if lane.dirty and not self._books.paused and not lane.state.lost and lane.state.may_order():
                 wake = self._books.now
         return wake
 
@@ -204,17 +219,17 @@ class Scheduler:
     # -- standing wishes of the caller
 
     def _pause(self, event: Paused) -> None:
-        self._paused = True
+        self._books.paused = True
         for lane in self._lanes:
             lane.dirty = True
 
     def _resume(self, event: Resumed) -> None:
-        self._paused = self._planner.draining = False
+        self._books.paused = self._books.draining = False
         for lane in self._lanes:
             lane.dirty = True
 
     def _drain(self, event: Draining) -> None:
-        self._planner.draining = True
+        self._books.draining = True
 
     def _check_arrivals(self, events: tuple[Event, ...]) -> None:
         """Two arrivals of one id in a call are refused before the first is taken in."""

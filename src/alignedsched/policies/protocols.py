@@ -120,9 +120,14 @@ class Residency(Protocol):
 
 @frozen
 class Policy:
-    """A named whole: one policy for each decision."""
+    """A named whole: one policy for each decision.
+
+    ``may_idle_s``: how long it may leave work waiting while nothing runs and nothing is under way (seconds); beyond
+    that the scheduler overrules it, first come first served, and counts it.
+    """
 
     name: str
     admission: Admission
     batching: Batching
     residency: Residency
+    may_idle_s: float = 0.0
