@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from itertools import pairwise
 
 import pytest
@@ -127,6 +128,35 @@ def test_the_limit_heap_does_not_grow_with_the_number_of_joins(history: list[Mov
     assert batch.next_limit() is None
 
 
+def test_the_limit_heap_stays_small_and_is_made_anew_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_anew: list[int] = []
+    heapify = heapq.heapify
+
+    def counted(heap: list[tuple[int, str]]) -> None:
+        made_anew.append(len(heap))
+        heapify(heap)
+
+    monkeypatch.setattr("alignedsched.batch.heapq.heapify", counted)
+    members, turns = 100, 1000
+    limits = {f"r{number}": (number * 37) % 1009 for number in range(members)}
+    batch = RunningBatch(16)
+    for name, limit in limits.items():
+        batch.add(name, 1, limit)
+    for number in range(members, members + turns):
+        gone = f"r{number - members}"
+        batch.remove(gone)
+        del limits[gone]
+        limits[f"r{number}"] = (number * 37) % 1009
+        batch.add(f"r{number}", 1, limits[f"r{number}"])
+        assert len(batch._limits) <= 2 * members + 1
+    assert batch.next_limit() == min((limit, name) for name, limit in limits.items())
+    assert 1 <= len(made_anew) <= turns // members + 1
+    for name in sorted(limits)[: members - 1]:  # from here on it shrinks, and is made anew with the rest out of order
+        batch.remove(name)
+        del limits[name]
+        assert batch.next_limit() == min((limit, name) for name, limit in limits.items())
+
+
 @given(st.integers(1, 17), st.lists(st.integers(1, 500), min_size=1, max_size=30), st.integers(0, 50))
 def test_a_cycle_of_block_size_steps_takes_one_block_a_member(block_size: int, lengths: list[int], step: int) -> None:
     batch = RunningBatch(block_size)
@@ -135,6 +165,10 @@ def test_a_cycle_of_block_size_steps_takes_one_block_a_member(block_size: int, l
     series = [batch.blocks(step + k) for k in range(block_size + 1)]
     assert series[-1] - series[0] == len(lengths)
     assert all(before <= after for before, after in pairwise(series))
+
+
+def test_a_batch_of_many_takes_little_memory() -> None:
+    assert not hasattr(RunningBatch(16), "__dict__")
 
 
 def test_a_member_joins_once_and_a_stranger_does_not_leave() -> None:
@@ -147,3 +181,13 @@ def test_a_member_joins_once_and_a_stranger_does_not_leave() -> None:
     with pytest.raises(KeyError):
         batch.base("b")
     assert (batch.total(0), len(batch), batch.next_limit()) == (5, 1, (7, "a"))
+
+
+@given(st.integers(1, 17), st.integers(1, 90), st.integers(0, 40), st.integers(1, 3))
+def test_of_few_steps_none_fits_or_just_those_that_do(block_size: int, length: int, start: int, most: int) -> None:
+    batch = RunningBatch(block_size)
+    batch.add("a", length)
+    for spare in range(-1, 3):
+        blocks = batch.blocks(start) + spare
+        fitting = [step for step in range(start, start + most) if batch.blocks(step) <= blocks]
+        assert batch.last_step_within(blocks, start, most) == max(fitting, default=start - 1)

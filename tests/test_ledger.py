@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from alignedsched import Cluster, Device, KVLayout, Lane, Role
 from alignedsched.errors import InvariantError
-from alignedsched.ledger import Ledger
+from alignedsched.ledger import Extent, Ledger
 
 BLOCK = 4
 CLUSTER = Cluster(
@@ -208,6 +208,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def resize(self, tier: str, count: int) -> None:
         self.ledger.set_capacity(tier, count)
         self.capacity[tier] = count
+        assert self.ledger.clearing(tier) is (self.room(tier) < 0)
 
     # -- what holds at every moment
 
@@ -220,6 +221,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert ledger.free(tier) == self.room(tier)
             assert (ledger.growth(tier), ledger.quarantined(tier)) == (self.growth[tier], self.aside[tier])
             assert ledger.capacity(tier) == self.capacity[tier]
+            assert ledger.doomed(tier) == sum(
+                len(h.blocks) for (_, at), h in self.held.items() if at == tier and h.doomed
+            )
             total = ledger.held(tier) + ledger.growth(tier) + ledger.quarantined(tier) + ledger.free(tier)
             assert total == self.capacity[tier]
         for segment in "ab":
@@ -231,6 +235,17 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert kept == (h.tokens, len(h.blocks), h.pins, h.growing, h.doomed)
                 assert ledger.tokens(segment, tier) == (0 if h.doomed else h.tokens)
         assert {name for name, _ in ledger.segments()} == {name for name, _ in self.held}
+
+    @invariant()
+    def another_ledger_can_be_put_in_the_same_state(self) -> None:
+        again = Ledger(CLUSTER)
+        again.load(self.ledger.state())
+        for name, extents in self.ledger.segments():
+            again.put(name, {tier: evolve(extent) for tier, extent in extents.items()})
+        for tier in TIERS:
+            for figure in (Ledger.free, Ledger.held, Ledger.growth, Ledger.quarantined, Ledger.doomed, Ledger.clearing):
+                assert figure(again, tier) == figure(self.ledger, tier)
+        assert dict(again.segments()) == dict(self.ledger.segments())
 
 
 LedgerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
@@ -245,6 +260,16 @@ def test_unknown_segments_hold_nothing() -> None:
     for operation in (ledger.pin, ledger.unpin, ledger.drop, ledger.lend, ledger.quarantine, ledger.forget):
         with pytest.raises(KeyError):
             operation("x", "g")
+
+
+def test_a_state_of_other_tiers_or_a_segment_twice_is_refused() -> None:
+    ledger = Ledger(CLUSTER)
+    with pytest.raises(InvariantError, match=r"conservation.*there are g, g\+staging, host"):
+        ledger.load({"g": (1, 0, 0, False)})
+    ledger.put("a", {"g": Extent(4, 1)})
+    with pytest.raises(InvariantError, match=r"single_owner.*'a' is there twice"):
+        ledger.put("a", {"host": Extent(4, 1)})
+    assert (ledger.held("g"), ledger.held("host")) == (1, 0)
 
 
 def test_a_reservation_beyond_the_room_is_refused() -> None:

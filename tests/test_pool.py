@@ -106,6 +106,30 @@ def test_nearest_walks_by_distance_from_a_range(history: Moves, low: int, width:
             assert entries[before][0] <= entries[after][0], "of two equally near the shorter comes first"
 
 
+def test_every_range_of_a_small_pool() -> None:
+    pool, entries = Pool(), Entries()
+    for length in range(1, 10):
+        for order in (length - 1, 20 + length):  # the first order there is stands at the edges too
+            entries[f"r{order}"] = (length, order, 1)
+            pool.add(f"r{order}", length, order, 1)
+    for low in range(1, 12):
+        for high in range(low, 12):
+            assert list(pool.by_length(low, high)) == [r for r in by_length(entries) if low <= entries[r][0] < high]
+            walked = [entries[request][0] for request in pool.nearest(low, high)]
+            assert sorted(walked) == sorted(length for length, _, _ in entries.values())
+            distances = [max(low - length, 0, length - high) for length in walked]
+            assert distances == sorted(distances)
+    first = Pool()
+    first.add("first", 5, 0, 1)
+    assert list(first.by_length(5, 6)) == list(first.nearest(5, 5)) == list(first.nearest(4, 4)) == ["first"]
+    assert not list(first.by_length(4, 5))
+
+
+def test_the_classes_are_those_of_the_paper() -> None:
+    assert (FANOUT, LONGEST) == (4, 65_536)
+    assert [class_width(level) for level in range(LEVELS + 1)] == [65_536, 16_384, 4096, 1024, 256, 64, 16]
+
+
 def test_a_request_or_an_order_is_there_once() -> None:
     pool = Pool()
     pool.add("a", 10, 0, 1)

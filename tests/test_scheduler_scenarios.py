@@ -300,7 +300,8 @@ def test_nobody_waits_for_a_device_that_is_too_small_for_him() -> None:
     greedy = made_of(
         compose=lambda view: Composition(
             joins=list(view.pool.by_order()) if view.lane.id == "l0" else (), candidates=list(view.pool.by_order())
-        )
+        ),
+        may_idle_s=99.0,
     )
     story = Story(cluster, greedy)
     story.arrive("a", 30, 9)
@@ -505,3 +506,45 @@ def test_who_joins_and_leaves_in_one_plan_is_kept_until_the_executor_has_seen_bo
 
     state.issue(Step("l0", state.next_order, 4))
     assert state.exposed() > state.reported
+
+
+def test_a_policy_that_could_do_nothing_before_is_asked_before_it_is_overruled() -> None:
+    story = Story(both(lanes=2))
+    story.arrive("a")
+    for lane in ("l0", "l1"):
+        story.tell(LaneLost(lane))
+    story.now += 100.0
+    assert story.tell(LaneBack("l1", 9)).steps[0].why == "prefill"
+    assert story.scheduler.counts["overruled"] == 0
+
+
+def test_who_is_parked_for_room_is_copied_out_and_not_computed_again() -> None:
+    cluster = Cluster(
+        (Device("g0", Role.BOTH, 6),),
+        (Lane("l0", ("g0",), max_members=8, max_tokens=64),),
+        40,
+        (Link("g0", HOST, 1e9), Link(HOST, "g0", 1e9)),
+        KVLayout(4, 10),
+    )
+    story = Story(cluster, policies.fcfs(swap=True))
+    plan = story.tell(*(Arrived(Request(name, 8, 13)) for name in "ab"))
+    plan = story.done(0, 0, 0, prefilled=("a", "b"))
+    step = 0
+    while not plan.copies:
+        step += 1
+        plan = story.done(1, 1, step)
+    assert [(copy.request, copy.target) for copy in plan.copies] == [("b", HOST)]
+    assert story.scheduler.counts["preemptions"] == 0
+
+
+def test_a_hook_that_raises_costs_no_chunk_that_was_taken_before() -> None:
+    def eligible(request: Request) -> bool:
+        if request.id == "b":
+            raise RuntimeError("a bug in the hook")
+        return True
+
+    scheduler = Scheduler(both(), made_of(admit=lambda view: [Take("a", 4), Take("b", 4)]), eligible=eligible)
+    with pytest.raises(PolicyError, match="a bug in the hook"):
+        scheduler.handle(1.0, *(Arrived(Request(name, 4, 9)) for name in "ab"))
+    scheduler.check()
+    assert [chunk.request for step in scheduler.handle(2.0).steps for chunk in step.chunks] == ["a"]

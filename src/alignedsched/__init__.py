@@ -10,6 +10,7 @@ from .errors import (
     ConfigError,
     ExecutorError,
     InvariantError,
+    LogError,
     PolicyError,
     TraceError,
 )
@@ -19,8 +20,9 @@ from .policies.protocols import Policy
 from .registry import policy, policy_names
 from .request import Request
 from .scheduler import Scheduler
+from .version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "HOST",
@@ -37,6 +39,7 @@ __all__ = [
     "KVLayout",
     "Lane",
     "Link",
+    "LogError",
     "Outcome",
     "Plan",
     "Policy",

@@ -15,7 +15,8 @@ from .lane_book import LaneBook, Outbox
 from .lanes import LaneState
 from .ledger import Ledger
 from .live import Flight, Live
-from .plan import Abort, Copy, Drop, Outcome, Release
+from .narrator import Narrator
+from .plan import Abort, Drop, Outcome, Release
 from .pool import Pool
 from .queue import Queue, Waiting
 from .request import Request, RequestId
@@ -37,6 +38,7 @@ class Accounts:
         self.ledger = Ledger(cluster)
         self.live: dict[RequestId, Live] = {}
         self.flights: dict[int, Flight] = {}
+        self.quarantine: dict[int, Flight] = {}  # copies given up: what they may still write is used by nobody
         self.lanes: dict[str, LaneBook] = {
             lane.id: LaneBook(
                 LaneState(lane, cluster.role(lane), tuple(RunningBatch(self.layout.block_size) for _ in lane.ranks)),
@@ -53,6 +55,7 @@ class Accounts:
         self.out = Outbox()
         self.next_copy = 0
         self.arrivals = 0
+        self.on_end: Callable[[Live], None] | None = None  # hears of every live request that ends
         self.counts: dict[str, int] = dict.fromkeys(
             (
                 "arrived", "finished", "cancelled", "rejected", "failed", "preemptions",
@@ -62,7 +65,9 @@ class Accounts:
         )  # fmt: skip
         self.paused = False
         self.draining = False  # nothing that still queues begins
+        self.raised = False  # the policy, in the last call
         self.idle_since: float | None = None  # nothing has run or been under way since then, though work waits
+        self.narrator: Narrator | None = None
         self.rank_of: Callable[[Request], float] = lambda request: 0.0  # the admission policy's
 
     # -- looking
@@ -89,7 +94,9 @@ class Accounts:
 
     def could_hold(self, lane: LaneBook, context_length: int) -> bool:
         """Whether a device of a lane, as large as it is now, could hold so much if it were empty."""
-        return self.layout.blocks(context_length) <= max(self.ledger.capacity(tier) for tier in lane.tiers)
+        ledger = self.ledger
+        most = max(ledger.capacity(tier) - ledger.quarantined(tier) for tier in lane.tiers)
+        return self.layout.blocks(context_length) <= most
 
     def outgrown(self, context_length: int) -> bool:
         """Whether no device that decodes is or was configured large enough for so much. O(devices)."""
@@ -217,6 +224,8 @@ class Accounts:
         del self.live[live.id]
         if live.state is R.ENDED:
             assert live.outcome is not None
+            if self.on_end is not None:
+                self.on_end(live)
             self.release(live.id, live.outcome, live.why)
         else:
             self.requeue(live)
@@ -259,66 +268,8 @@ class Accounts:
             self.resident[tier].pop(live.id, None)
         self.ledger.forget(live.id, tier)
 
-    # -- copies
-
-    def start_copy(self, live: Live, source: str, target: str, keep: bool, deadline: float | None, why: str) -> None:
-        """Reserve the target and send KV on its way; both ends stay pinned until the one completion."""
-        start = self.ledger.tokens(live.id, target)
-        self.ledger.reserve(live.id, target, live.stored)
-        self.ledger.pin(live.id, source)
-        self.ledger.pin(live.id, target)
-        flight = Flight(self.next_copy, live.id, source, target, start, live.stored, keep)
-        self.next_copy += 1
-        self.flights[flight.copy] = flight
-        live.copies[flight.copy] = None
-        self.out.copies.append(Copy(flight.copy, live.id, source, target, start, flight.end, deadline, why))
-
     def abort(self, flight: Flight) -> None:
         """Nobody wants a copy any more; its completion is awaited all the same."""
         if flight.state is CopyState.FLYING:
             flight.state = CopyState.UNWANTED
             self.out.aborts.append(Abort(flight.copy))
-
-    def end_copy(self, flight: Flight, arrived: bool) -> None:
-        """The one completion of a copy."""
-        del self.flights[flight.copy]
-        live = self.live[flight.request]
-        del live.copies[flight.copy]
-        wanted = flight.state is CopyState.FLYING
-        if flight.quarantined:
-            self.ledger.vouch(flight.target, flight.quarantined)
-            self.drop_freed(live, flight.target)
-        else:
-            self._land(live, flight, arrived and wanted)
-        if self.ledger.unpin(live.id, flight.source):
-            self.drop_freed(live, flight.source)
-        if arrived and wanted and not flight.keep:
-            self._drop_others(live, flight)
-        self.gone(live)
-        self.touch_device(flight.target)
-        if live.lane is not None:  # whoever waits for it may ask for another copy now
-            self.lanes[live.lane].dirty = True
-        elif live.state is R.POOLED:
-            self.touch_deciders()
-
-    def _land(self, live: Live, flight: Flight, readable: bool) -> None:
-        if self.ledger.unpin(live.id, flight.target):
-            self.drop_freed(live, flight.target)
-        elif readable:
-            self.ledger.commit(live.id, flight.target, flight.end)
-            if live.state is R.POOLED and flight.target in self.resident:
-                self.resident[flight.target][live.id] = None
-        elif live.state not in (R.ENDED, R.LEAVING):
-            if flight.start:
-                self.ledger.trim(live.id, flight.target, flight.start)
-                self.out.drops.append(Drop(live.id, flight.target, flight.start))
-            else:
-                self.drop(live, flight.target)
-
-    def _drop_others(self, live: Live, flight: Flight) -> None:
-        """The copy arrived: what it replaces goes. Staged KV is revocable, so a copy into staging replaces nothing."""
-        if live.state in (R.ENDED, R.LEAVING) or self.cluster.tiers[flight.target].staged:
-            return
-        for tier, extent in tuple(self.ledger.extents(live.id).items()):
-            if tier != flight.target and not extent.growing and not extent.doomed:
-                self.drop(live, tier)

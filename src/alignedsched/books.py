@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .accounts import Accounts
+from .flights import Flights
 from .lane_book import LaneBook
 from .live import Live
 from .plan import Outcome
@@ -12,7 +12,7 @@ from .states import RequestState
 R = RequestState
 
 
-class Books(Accounts):
+class Books(Flights):
     """The accounts, and how requests begin, join, leave and finish."""
 
     # -- prefill

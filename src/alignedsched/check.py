@@ -37,11 +37,13 @@ def _fail(invariant: str, message: str) -> None:
 def _conservation(books: Books) -> None:
     """Per tier, what is held is the sum of what its extents are charged; nothing exceeds the capacity it had."""
     held: Counter[str] = Counter()
+    doomed: Counter[str] = Counter()
     for request, extents in books.ledger.segments():
         if request not in books.live:
             _fail("no_leak", f"{request!r} has ended but holds {dict(extents)}")
         for tier, extent in extents.items():
             held[tier] += extent.blocks
+            doomed[tier] += extent.blocks if extent.doomed else 0
             if extent.blocks < 0 or extent.tokens < 0 or extent.pins < 0:
                 _fail("conservation", f"{request!r} in {tier!r}: {extent}")
             if not extent.growing and books.layout.blocks(extent.tokens) > extent.blocks:
@@ -51,9 +53,14 @@ def _conservation(books: Books) -> None:
     for tier in books.cluster.tiers:
         if held[tier] != books.ledger.held(tier):
             _fail("conservation", f"tier {tier!r} holds {books.ledger.held(tier)} blocks, its extents {held[tier]}")
+        if doomed[tier] != books.ledger.doomed(tier):
+            _fail("conservation", f"tier {tier!r}: {books.ledger.doomed(tier)} blocks doomed, extents {doomed[tier]}")
+        given = held[tier] + books.ledger.growth(tier) + books.ledger.quarantined(tier) + books.ledger.free(tier)
+        if given != books.ledger.capacity(tier):
+            _fail("conservation", f"tier {tier!r} has {books.ledger.capacity(tier)} blocks, {given} are accounted for")
         if books.ledger.free(tier) < 0 and not books.ledger.clearing(tier):
             _fail("capacity", f"tier {tier!r} is over-full by {-books.ledger.free(tier)} blocks")
-        waiting = sum(f.quarantined for f in books.flights.values() if f.target == tier)
+        waiting = sum(f.quarantined for f in books.quarantine.values() if f.target == tier)
         if waiting != books.ledger.quarantined(tier):
             _fail("conservation", f"tier {tier!r}: quarantined {books.ledger.quarantined(tier)}, copies say {waiting}")
 
@@ -104,8 +111,7 @@ def _pins(books: Books) -> None:
     pins: Counter[tuple[str, str]] = Counter()
     for flight in books.flights.values():
         pins[flight.request, flight.source] += 1
-        if not flight.quarantined:
-            pins[flight.request, flight.target] += 1
+        pins[flight.request, flight.target] += 1
     for lane in books.lanes.values():
         state = lane.state
         standing = [state.standing] if state.standing is not None and state.standing.first > state.reported else []

@@ -1,4 +1,4 @@
-"""Errors, split by who is to blame: caller, policy, executor, trace, configuration, or this library."""
+"""Errors, split by who is to blame: caller, policy, executor, trace, log, configuration, or this library."""
 
 from __future__ import annotations
 
@@ -51,6 +51,30 @@ class TraceError(AlignedSchedError, ValueError):
         self.file = file
         self.line = line
         self.column = column
+
+
+class LogError(AlignedSchedError, ValueError):
+    """An event log or a snapshot is not as it was written, or not of what it is used for; nothing of it was taken.
+
+    The message names the file, the record's number in it (from 0), the byte at which its frame begins, and the field.
+    """
+
+    def __init__(
+        self, message: str, *, file: str | None = None, record: int | None = None, offset: int | None = None
+    ) -> None:
+        where = ", ".join(
+            part
+            for part in (
+                file or "",
+                f"record {record}" if record is not None else "",
+                f"byte {offset}" if offset is not None else "",
+            )
+            if part
+        )
+        super().__init__(f"{where}: {message}" if where else message)
+        self.file = file
+        self.record = record
+        self.offset = offset
 
 
 class InvariantError(AlignedSchedError, AssertionError):

@@ -1,7 +1,8 @@
 """Everything that can happen to the scheduler, as frozen records.
 
 Events come from the caller (arrivals, cancels, standing wishes) and from the executor (reports). Every copy ends in
-exactly one ``CopyDone`` or ``CopyFailed``; every order is named by at least one ``StepsDone`` or ``StepsFailed``.
+exactly one ``CopyDone`` or ``CopyFailed``; every order is named by a ``StepsDone`` or ``StepsFailed``, but for one that
+was replaced before it ran: the report of the order that replaced it speaks for both.
 """
 
 from __future__ import annotations

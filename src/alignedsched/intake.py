@@ -26,13 +26,14 @@ from .events import (
 )
 from .lane_book import LaneBook
 from .lanes import Issued
-from .live import Flight, Live
+from .live import Flight
 from .plan import Chunk, Outcome
 from .queue import Waiting
 from .reports import Reports
 from .request import Request
 from .states import CopyState, RequestState
 from .trouble import Trouble
+from .watching import Watching
 
 R = RequestState
 
@@ -40,16 +41,12 @@ R = RequestState
 class Intake:
     """Takes events into the books. Every handler is O(log n) in what there is, plus what the event names."""
 
-    def __init__(
-        self, books: Books, max_horizon: int, copy_retries: int, step_retries: int, copy_lease_s: float | None
-    ) -> None:
+    def __init__(self, books: Books, trouble: Trouble, max_horizon: int, watching: Watching | None) -> None:
         self._books = books
         self._low_water = max_horizon // 4
-        self._copy_retries = copy_retries
-        self._copy_lease_s = copy_lease_s
-        self._trouble = Trouble(books, step_retries)
+        self._trouble = trouble
         self._reports = Reports(books)
-        self._leased_to = 0  # copies with smaller ids have their lease (ids are given in order)
+        self._watching = watching
 
     # -- requests
 
@@ -98,6 +95,7 @@ class Intake:
         if event.request in books.queue:
             books.queue.remove(event.request)
             books.release(event.request, Outcome.CANCELLED, "cancelled while it queued")
+            books.touch_prefillers()  # it may have held back those behind it
             return
         live = books.live.get(event.request)
         if live is None or live.outcome is not None:
@@ -145,6 +143,8 @@ class Intake:
             state.failures = 0
         for issued in progress.taken:
             self._take_effect(lane, issued, event.first)
+        if self._watching is not None:
+            self._watching.stepped(lane, progress, event.seconds)
         self._finish(lane, event, state.exposed())
         for chunk in progress.order.step.chunks:
             self._chunk_done(lane, chunk)
@@ -177,7 +177,8 @@ class Intake:
             lane.dirty = True
 
     def _pass_fences(self, lane: LaneBook) -> None:
-        passed = [(r, step) for r, (step, _) in lane.fences.items() if step <= lane.state.reported]
+        done, last = lane.state.reported, lane.state.last_possible  # no step beyond the last possible one will come
+        passed = [(r, min(step, last)) for r, (step, _) in lane.fences.items() if min(step, last) <= done]
         for request, step in passed:
             self._books.unfence(self._books.live[request], lane, step)
             lane.dirty = True
@@ -191,6 +192,8 @@ class Intake:
         if books.ledger.unpin(live.id, tier):
             books.drop_freed(live, tier)
         if live.state in (R.ENDED, R.LEAVING) and live.id not in lane.fences:
+            if chunk.last and live.outcome is Outcome.FINISHED:
+                live.produced += 1
             books.gone(live)
             return
         books.ledger.commit(live.id, tier, chunk.end)
@@ -204,11 +207,16 @@ class Intake:
     # -- copies
 
     def _flight(self, event: CopyDone | CopyFailed) -> Flight | None:
-        """The copy a completion names; None, counted, if it has ended. Raises ExecutorError if there never was one."""
+        """The copy a completion names; None if it was given up or, counted, has ended already.
+
+        Raises ExecutorError if there never was one.
+        """
         if type(event.copy) is not int or not 0 <= event.copy < self._books.next_copy:
             raise ExecutorError(f"{type(event).__name__} of copy {event.copy!r}; {self._books.next_copy} were ordered")
         flight = self._books.flights.get(event.copy)
-        if flight is None:
+        if flight is None and event.copy in self._books.quarantine:
+            self._books.vouch(self._books.quarantine[event.copy])
+        elif flight is None:
             self._books.counts["ignored"] += 1
         return flight
 
@@ -227,42 +235,7 @@ class Intake:
         live, wanted = books.live[flight.request], flight.state is CopyState.FLYING
         books.end_copy(flight, arrived=False)
         if wanted:
-            self._give_up_copy(live)
-
-    def _give_up_copy(self, live: Live) -> None:
-        """After too many failures in a row a request whose KV cannot be brought is computed again."""
-        live.copy_failures += 1
-        if live.copy_failures > self._copy_retries and live.state in (R.POOLED, R.CANDIDATE, R.JOINING):
-            live.copy_failures = 0
-            live.then = R.QUEUED
-            self._books.vacate(live)
-
-    def next_lease(self) -> float | None:
-        """When the next lease of a copy ends."""
-        if self._copy_lease_s is None:
-            return None
-        ends = [f.lease_ends for f in self._books.flights.values() if f.lease_ends is not None and not f.quarantined]
-        return min(ends, default=None)
-
-    def expire_leases(self) -> None:
-        """Give up copies without completion in time: their targets are quarantined until the completion comes."""
-        books = self._books
-        if self._copy_lease_s is None or not books.flights:
-            return
-        for flight in tuple(books.flights.values()):
-            if flight.lease_ends is None:
-                flight.lease_ends = books.now + self._copy_lease_s
-            elif flight.lease_ends <= books.now and not flight.quarantined:
-                self._expire(flight.copy)
-
-    def _expire(self, copy: int) -> None:
-        books = self._books
-        flight = books.flights[copy]
-        live, wanted = books.live[flight.request], flight.state is CopyState.FLYING
-        books.abort(flight)
-        flight.quarantined = books.ledger.quarantine(live.id, flight.target)
-        if wanted:
-            self._give_up_copy(live)
+            self._trouble.copy_failed(live)
 
     # -- the cluster
 
@@ -276,10 +249,9 @@ class Intake:
             books.counts["ignored"] += 1
             return
         books.ledger.set_capacity(event.tier, event.blocks)
-        for lane in books.lanes.values():
-            for request in (*lane.candidates, *lane.joining):
-                if not books.could_hold(lane, books.live[request].context_length):
-                    books.unclaim(books.live[request])
+        books.unclaim_unfit()
+        if event.tier not in books.lane_of_device:
+            self._trouble.clear(event.tier)
         books.touch_device(event.tier)
 
     def link_changed(self, event: LinkChanged) -> None:

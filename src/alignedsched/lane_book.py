@@ -21,15 +21,17 @@ class Outbox:
     aborts: list[Abort] = field(factory=list)
     drops: list[Drop] = field(factory=list)
     releases: list[Release] = field(factory=list)
+    given_up: list[str] = field(factory=list)  # lanes
 
     def plan(self, wake_at: float | None) -> Plan:
         """Everything in it as a plan; the box is empty afterwards."""
-        if not (self.steps or self.copies or self.aborts or self.drops or self.releases):
+        if not (self.steps or self.copies or self.aborts or self.drops or self.releases or self.given_up):
             return _NOTHING if wake_at is None else Plan(wake_at=wake_at)
         plan = Plan(
-            tuple(self.steps), tuple(self.copies), tuple(self.aborts), tuple(self.drops), tuple(self.releases), wake_at
-        )
-        for box in (self.steps, self.copies, self.aborts, self.drops, self.releases):
+            tuple(self.steps), tuple(self.copies), tuple(self.aborts), tuple(self.drops), tuple(self.releases), wake_at,
+            tuple(self.given_up),
+        )  # fmt: skip
+        for box in (self.steps, self.copies, self.aborts, self.drops, self.releases, self.given_up):
             box.clear()
         return plan
 
@@ -49,7 +51,14 @@ class LaneBook:
     kinds: dict[str, int] = field(factory=dict)  # members by kind, where kinds are limited
     dirty: bool = True
     renew: bool = False
+    put_off: bool = False  # its next step does not fit yet, and who makes room is decided when a report comes
     relieved: bool = False  # members made room in this very call
     wake_at: float | None = None
+    why: str = ""  # what batching said of its last composition
+    heard: float | None = None  # since when it owes a report, or the time of the last one
+
+    def may_plan(self) -> bool:
+        """Whether an order may be decided on now."""
+        return self.state.may_order() and not (self.put_off and self.state.awaits_report())
 
     id: str = field(init=False, default=Factory(lambda book: book.state.lane.id, takes_self=True))

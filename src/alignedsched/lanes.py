@@ -98,6 +98,17 @@ class LaneState:
                 latest = max(latest, order.latest_first + 1)
         return latest
 
+    def awaits_report(self) -> bool:
+        """Whether all that may be launched may be under way already: nothing more runs before a report is answered."""
+        return not self.fresh and self.reported < self.last_possible <= self.exposed()
+
+    def owes_report(self) -> bool:
+        """Whether the executor has to say something sooner or later: an order is not confirmed, or steps may run."""
+        if self.lost or self.issued:
+            return not self.lost
+        waits = self.members() > 0 or (self.standing is not None and bool(self.standing.step.chunks))
+        return waits and self.last_possible > self.reported
+
     def may_run(self) -> bool:
         """Whether the newest order lets the executor launch steps (it has not been told to stop)."""
         newest = self.issued[-1] if self.issued else self.standing
@@ -218,9 +229,9 @@ class LaneState:
         launched = event.through + self.lane.run_ahead if launched is None else launched
         self.launched = max(self.launched, launched) if self.fresh else launched
         self.fresh = True
-        if self.issued and not self.issued[-1].step.horizon and not self.chunk_orders():
-            # The stop it holds takes effect at the first step not launched: nothing beyond can be.
-            self.last_possible = min(self.last_possible, max(self.launched, self.reported))
+        if self.issued and not self.issued[-1].step.horizon:
+            # The stop it holds takes effect as early as an order given now: nothing beyond can be launched.
+            self.last_possible = min(self.last_possible, self.latest_first() - 1)
         return progress
 
     def halt(self, next_step: int | None = None) -> list[Issued]:

@@ -48,6 +48,7 @@ class Ledger:
         self._held: dict[str, int] = dict.fromkeys(self._capacity, 0)
         self._growth: dict[str, int] = dict.fromkeys(self._capacity, 0)
         self._quarantined: dict[str, int] = dict.fromkeys(self._capacity, 0)
+        self._doomed: dict[str, int] = dict.fromkeys(self._capacity, 0)
         self._clearing: dict[str, bool] = dict.fromkeys(self._capacity, False)
         self._free: dict[str, int] = dict(self._capacity)  # kept: asked for far more often than it changes
         self._segments: dict[str, dict[str, Extent]] = {}
@@ -70,6 +71,10 @@ class Ledger:
 
     def quarantined(self, tier: str) -> int:
         return self._quarantined[tier]
+
+    def doomed(self, tier: str) -> int:
+        """Blocks of dropped extents, which come free with their last pin."""
+        return self._doomed[tier]
 
     def extents(self, segment: str) -> Mapping[str, Extent]:
         """A segment's extents by tier (empty for an unknown segment); read-only by agreement."""
@@ -118,6 +123,8 @@ class Ledger:
         extent.tokens = min(extent.tokens, tokens)
         blocks = self._layout.blocks(tokens)
         self._hold(tier, blocks - extent.blocks)
+        if extent.doomed:
+            self._doomed[tier] += blocks - extent.blocks
         extent.blocks = blocks
 
     def pin(self, segment: str, tier: str) -> None:
@@ -139,7 +146,9 @@ class Ledger:
             raise InvariantError("pinned_stays", f"{segment!r} decodes in {tier!r} and cannot be dropped there")
         extent.tokens = 0
         if extent.pins:
-            extent.doomed = True
+            if not extent.doomed:
+                extent.doomed = True
+                self._doomed[tier] += extent.blocks
             return False
         self._remove(segment, tier)
         return True
@@ -147,8 +156,11 @@ class Ledger:
     def _remove(self, segment: str, tier: str) -> int:
         """Forget an extent; returns the blocks it had, which are free now."""
         extents = self._segments[segment]
-        blocks = extents.pop(tier).blocks
+        extent = extents.pop(tier)
+        blocks = extent.blocks
         self._hold(tier, -blocks)
+        if extent.doomed:
+            self._doomed[tier] -= blocks
         if not extents:
             del self._segments[segment]
         return blocks
@@ -210,3 +222,30 @@ class Ledger:
     def forget(self, segment: str, tier: str) -> None:
         """A tier's memory is gone: so is the extent, pinned or not."""
         self._remove(segment, tier)
+
+    # -- snapshots
+
+    def state(self) -> dict[str, tuple[int, int, int, bool]]:
+        """What does not follow from the extents, by tier: capacity, growth, quarantined, clearing."""
+        return {
+            tier: (capacity, self._growth[tier], self._quarantined[tier], self._clearing[tier])
+            for tier, capacity in self._capacity.items()
+        }
+
+    def load(self, tiers: Mapping[str, tuple[int, int, int, bool]]) -> None:
+        """Restore ``state()`` in a ledger that holds nothing yet. Raises InvariantError for other tiers."""
+        if tiers.keys() != self._capacity.keys():
+            raise InvariantError("conservation", f"there are {', '.join(self._capacity)}, and no other tiers")
+        for tier, (capacity, growth, quarantined, clearing) in tiers.items():
+            self._capacity[tier], self._growth[tier] = capacity, growth
+            self._quarantined[tier], self._clearing[tier] = quarantined, clearing
+            self._free[tier] = capacity - growth - quarantined
+
+    def put(self, segment: str, extents: dict[str, Extent]) -> None:
+        """Put a segment back as it was."""
+        if segment in self._segments:
+            raise InvariantError("single_owner", f"{segment!r} is there twice")
+        for tier, extent in extents.items():
+            self._hold(tier, extent.blocks)
+            self._doomed[tier] += extent.blocks if extent.doomed else 0
+        self._segments[segment] = extents

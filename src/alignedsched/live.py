@@ -83,6 +83,6 @@ class Flight:
     start: int
     end: int
     keep: bool
+    began: float
     state: CopyState = CopyState.FLYING
-    lease_ends: float | None = None
     quarantined: int = 0  # blocks of the target set aside because the lease ended

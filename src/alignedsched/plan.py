@@ -81,7 +81,11 @@ class Abort:
 
 @frozen
 class Drop:
-    """The KV of a request in a tier is no longer needed beyond its first ``keep`` tokens; its blocks may be reused."""
+    """The KV of a request in a tier is no longer needed beyond its first ``keep`` tokens; its blocks may be reused.
+
+    Where a copy still writes there (its lease has ended and it was aborted), the blocks may be reused when that copy
+    has ended; the request may get other KV in the tier meanwhile.
+    """
 
     request: RequestId
     tier: str
@@ -108,7 +112,12 @@ class Release:
 
 @frozen
 class Plan:
-    """What to do now. ``wake_at``: call ``handle`` again at the latest then, without events if nothing happened."""
+    """What to do now. ``wake_at``: call ``handle`` again at the latest then, without events if nothing happened.
+
+    ``given_up``: lanes that owed a report for longer than the lease. What they have not reported has not happened;
+    they get no orders, and nothing is copied to their devices, until ``LaneBack`` says that their steps have ended.
+    This comes before everything else in the plan.
+    """
 
     steps: tuple[Step, ...] = ()
     copies: tuple[Copy, ...] = ()
@@ -116,6 +125,7 @@ class Plan:
     drops: tuple[Drop, ...] = ()
     releases: tuple[Release, ...] = ()
     wake_at: float | None = None
+    given_up: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.steps or self.copies or self.aborts or self.drops or self.releases)
+        return bool(self.steps or self.copies or self.aborts or self.drops or self.releases or self.given_up)

@@ -8,22 +8,22 @@ what room is left becomes the horizon. If nothing came of it, the standing order
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import TypeVar
 
 from .books import Books
 from .errors import PolicyError
 from .lane_book import LaneBook
 from .live import Live
+from .narrator import Rule
 from .placement import Placement
 from .plan import Chunk, Join, Step
-from .policies.protocols import Composition, Policy, Take
+from .policies.protocols import Composition, Policy
+from .prefill import Prefill
 from .request import Request, RequestId
 from .room import Room, ask
 from .scheduler_view import SchedulerView
 from .states import RequestState
 
 R = RequestState
-T = TypeVar("T")
 RENEW_SHARE = 4  # a standing order is renewed when less than this share of the longest horizon is left of it
 
 
@@ -45,10 +45,9 @@ class Planner:
         self._policy = policy
         self._views = views
         self._max_horizon = max_horizon
-        self._max_kinds = max_kinds
-        self._eligible = eligible
         self._room = Room(books, policy, views)
         self._placement = Placement(books, policy, views)
+        self._prefill = Prefill(books, policy, views, max_kinds, eligible)
         self._why = why  # said of every order, in place of what it does
 
     def plan(self, lane: LaneBook) -> None:
@@ -67,13 +66,20 @@ class Planner:
         leaves = self._departures(lane, latest)
         for rank, tier in enumerate(lane.tiers):
             books.ledger.set_growth(tier, state.batches[rank].blocks(latest))
+        lane.put_off = state.awaits_report() and not leaves and self._over_full(lane)
+        if lane.put_off:  # members may end in what is under way, and the lane loses nothing by waiting for the report
+            lane.dirty = dirty
+            self._reserve(lane, state.last_possible)
+            return
         joins: list[Join] = []
         chunks: list[Chunk] = []
         try:
             before = len(leaves)
             stuck = self._room.make_room(lane, latest, leaves)
             lane.relieved = lane.relieved or len(leaves) > before
-            if not stuck and self._waits(lane):
+            if stuck:
+                self._placement.place(lane)  # who was parked makes room only by being copied out
+            elif self._waits(lane):
                 self._decide(lane, latest, dirty, joins, leaves, chunks)
         except PolicyError:  # what was taken until then stands: the executor must hear of it
             lane.dirty = True
@@ -90,7 +96,9 @@ class Planner:
             self._compose(lane, latest, joins, leaves)
         self._placement.place(lane)
         if dirty and lane.state.role.prefills:
-            self._admit(lane, chunks)
+            self._prefill.admit(lane, chunks)
+        if dirty and self._books.narrator is not None:
+            self._books.narrator.note(Rule.DECIDED, lane.id, "", sum(chunk.end - chunk.start for chunk in chunks))
 
     def free_blocked(self) -> bool:
         """Where KV blocks all that waits, the newest of it starts over. True if there is something to plan then."""
@@ -152,7 +160,7 @@ class Planner:
         if (
             len(batch) >= state.lane.max_members
             or need > books.ledger.free(tier)
-            or not self._kind_fits(lane, live.request)
+            or not self._prefill.kind_open(live.request, lane.kinds)
         ):
             return []
         if extent.doomed or extent.growing:
@@ -161,14 +169,6 @@ class Planner:
         books.join(live, lane, rank, state.next_order)
         books.ledger.set_growth(tier, books.ledger.growth(tier) + blocks)
         return [Join(live.id, context, rank)]
-
-    def _kind_fits(self, lane: LaneBook, request: Request) -> bool:
-        return self._kind_open(request, lane.kinds)
-
-    def _kind_open(self, request: Request, kinds: Collection[str]) -> bool:
-        """Whether a batch that holds these kinds may hold the request too."""
-        limit, kind = self._max_kinds, request.kind
-        return limit is None or kind is None or kind in kinds or len(kinds) < limit
 
     def _compose(self, lane: LaneBook, latest: int, joins: list[Join], leaves: list[RequestId]) -> None:
         books, view = self._books, self._views[lane.id]
@@ -191,7 +191,7 @@ class Planner:
                 books.claim(live, lane, R.CANDIDATE)
         for live in wanted:
             self._take_join(lane, live, latest, joins)
-        lane.wake_at = composition.wake_at
+        lane.wake_at, lane.why = composition.wake_at, composition.why
         ask(self._policy, lambda: batching.taken(view, composition))
 
     @staticmethod
@@ -225,61 +225,6 @@ class Planner:
             return []
         live = self._books.live
         return [live[request] for request in dict.fromkeys(requests) if request in live]
-
-    # -- prefill
-
-    def _admit(self, lane: LaneBook, chunks: list[Chunk]) -> None:
-        view = self._views[lane.id]
-        tokens = [lane.state.lane.max_tokens - len(batch) for batch in lane.state.batches]
-        kinds = set(lane.kinds)
-        served: set[RequestId] = set()  # an order has one chunk of a request
-        for take in ask(self._policy, lambda: list(self._policy.admission.admit(view))):
-            chunk = None if take.request in served else self._take_chunk(lane, take, tokens, kinds)
-            served.add(take.request)
-            if chunk is None:
-                self._books.counts["refused"] += 1
-            else:
-                chunks.append(chunk)
-
-    def _take_chunk(self, lane: LaneBook, take: Take, tokens: list[int], kinds: set[str]) -> Chunk | None:
-        books = self._books
-        if not 0 <= take.rank < len(tokens) or not 0 < take.tokens <= tokens[take.rank]:
-            return None
-        live = books.live.get(take.request)
-        if live is None:
-            live = self._begin(lane, take, kinds)
-        if live is None or live.id not in lane.prefilling or live.rank != take.rank:
-            return None
-        if not self._kind_open(live.request, kinds):
-            return None
-        start, end = live.ordered, min(live.ordered + take.tokens, live.target)
-        tokens[take.rank] -= end - start
-        live.ordered = end
-        if live.request.kind is not None:
-            kinds.add(live.request.kind)
-        books.ledger.pin(live.id, lane.tiers[live.rank])
-        last = end == live.target
-        if last:
-            del lane.prefilling[live.id]
-            lane.expected[live.id] = None
-        return Chunk(live.id, start, end, live.rank, last)
-
-    def _begin(self, lane: LaneBook, take: Take, kinds: set[str]) -> Live | None:
-        books = self._books
-        if take.request not in books.queue:
-            return None
-        waiting = books.queue.get(take.request)
-        request = waiting.request
-        if lane.relieved or (books.draining and not waiting.preemptions):
-            return None  # who has just made room does not come back in the same breath
-        if not ask(self._policy, lambda: self._eligible(request)):
-            return None
-        if not self._kind_open(request, kinds):
-            return None
-        room = books.prefill_room(lane, waiting.prefill_tokens)
-        if books.layout.blocks(room) > books.ledger.free(lane.tiers[take.rank]):
-            return None
-        return books.begin(waiting, lane, take.rank)
 
     # -- the order
 

@@ -96,13 +96,13 @@ class Pool:
     def by_length(self, low: int = 1, high: int | None = None) -> Iterator[str]:
         """Ids with low <= context length < high, by (length, order). O(log n) to start."""
         upper = None if high is None else (high, -1, "")
-        return (request for _, _, request in self._by_length.irange((low, -1, ""), upper, inclusive=(True, False)))
+        return (request for _, _, request in self._by_length.irange((low, -1, ""), upper))
 
     def nearest(self, low: int, high: int) -> Iterator[str]:
         """Ids by growing distance of their context length from the range low..high; ties take the shorter."""
-        inside = self._by_length.irange((low, -1, ""), (high + 1, -1, ""), inclusive=(True, False))
+        inside = self._by_length.irange((low, -1, ""), (high + 1, -1, ""))
         yield from (request for _, _, request in inside)
-        below = self._by_length.irange(None, (low, -1, ""), inclusive=(True, False), reverse=True)
+        below = self._by_length.irange(None, (low, -1, ""), reverse=True)
         above = self._by_length.irange((high + 1, -1, ""), None)
         down, up = next(below, None), next(above, None)
         while down is not None or up is not None:

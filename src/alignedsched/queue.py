@@ -14,6 +14,7 @@ from attrs import frozen
 from sortedcontainers import SortedDict
 
 from .errors import InvariantError
+from .lengths import Histogram
 from .request import Request
 
 Packed = tuple[Any, ...]
@@ -54,14 +55,20 @@ def _unpack(packed: Packed) -> Waiting:
     return Waiting(Request(id_, prompt, limit, arrival, *rare), order, produced, preemptions, since)
 
 
+def _prefill_tokens(packed: Packed) -> int:
+    return int(packed[1] + packed[6]) if len(packed) > 6 else int(packed[1])
+
+
 class Queue:
     """Waiting requests by (rank, arrival number); the rank is what the admission policy says of a request."""
 
-    __slots__ = ("_keys", "_made", "_rows")
+    __slots__ = ("_keys", "_made", "_rows", "again", "sizes")
 
     def __init__(self) -> None:
         self._rows: SortedDict[tuple[float, int], Packed] = SortedDict()
         self._keys: dict[str, tuple[float, int]] = {}
+        self.again: dict[str, None] = {}  # who had begun before (preempted), longest here first
+        self.sizes = Histogram()  # of the prefill tokens of all that wait
         # Records made lately, by id: admission looks at the first few again and again, then the scheduler takes them.
         self._made: dict[str, Waiting] = {}
 
@@ -77,6 +84,9 @@ class Queue:
             raise InvariantError("single_owner", f"request {waiting.request.id!r} queues twice")
         self._keys[waiting.request.id] = key
         self._rows[key] = _pack(waiting)
+        self.sizes.add(waiting.prefill_tokens)
+        if waiting.preemptions:
+            self.again[waiting.request.id] = None
         if len(self._made) < MADE_AT_MOST:
             self._made[waiting.request.id] = waiting
 
@@ -86,8 +96,10 @@ class Queue:
 
     def remove(self, request: str) -> None:
         """Take a request out. Raises KeyError if it does not queue."""
-        del self._rows[self._keys.pop(request)]
+        row = self._rows.pop(self._keys.pop(request))
+        self.sizes.add(_prefill_tokens(row), -1)
         self._made.pop(request, None)
+        self.again.pop(request, None)
 
     def _record(self, row: Packed) -> Waiting:
         made = self._made
@@ -101,6 +113,18 @@ class Queue:
     def __iter__(self) -> Iterator[Waiting]:
         """Waiting requests in order; made one at a time, as a policy looks at them."""
         return map(self._record, self._rows.values())
+
+    def position(self, request: str) -> int:
+        """How many queue before a request. O(log n). Raises KeyError if it does not queue."""
+        return int(self._rows.index(self._keys[request]))
+
+    def lengths(self) -> Iterator[tuple[int, int, str]]:
+        """(prefill tokens, arrival number, id) of every waiting request, in order; makes no records."""
+        return ((_prefill_tokens(row), key[1], row[0]) for key, row in self._rows.items())
+
+    def entered(self) -> Iterator[tuple[float, Waiting]]:
+        """(rank, request) of all that wait, in the order in which they came in here: added so, they make the same."""
+        return ((rank, self.get(request)) for request, (rank, _) in self._keys.items())
 
     def rows(self) -> Iterator[tuple[tuple[float, int], str]]:
         """(key, id) of every waiting request in order, for checking."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from attrs import field, frozen
 
 from .errors import CallerError
+from .outside import show
 
 RequestId = str
 Validator = Callable[[Any, Any, Any], None]
@@ -18,16 +19,16 @@ def _count(minimum: int) -> Validator:
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         if type(value) is not int or value < minimum:
             raise CallerError(
-                f"{type(instance).__name__}.{attribute.name} must be an integer of at least {minimum}, got {value!r}"
+                f"{type(instance).__name__}.{attribute.name} must be an integer of at least {minimum}, got {show(value)}"
             )
 
     return validate
 
 
 def _seconds(instance: Any, attribute: Any, value: Any) -> None:
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+    if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
         raise CallerError(
-            f"{type(instance).__name__}.{attribute.name} must be finite seconds of at least 0, got {value!r}"
+            f"{type(instance).__name__}.{attribute.name} must be finite seconds of at least 0, got {show(value)}"
         )
 
 
@@ -41,7 +42,7 @@ def _maybe(validator: Validator) -> Validator:
 
 def _name(instance: Any, attribute: Any, value: Any) -> None:
     if type(value) is not str or not value:
-        raise CallerError(f"{type(instance).__name__}.{attribute.name} must be a non-empty string, got {value!r}")
+        raise CallerError(f"{type(instance).__name__}.{attribute.name} must be a non-empty string, got {show(value)}")
 
 
 @frozen

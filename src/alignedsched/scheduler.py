@@ -22,7 +22,7 @@ Rules that hold throughout (``check`` verifies them):
 * ``now`` never falls: a smaller one is taken as the last one and counted.
 
 An executor's part of the contract: it carries out plans in order; every order is named by a report, also one that
-ran no step; every copy ends in one completion; a finished request leaves its lane by itself; after ``StepsFailed``
+ran no step, unless it was replaced before it ran: the report of the one that replaced it speaks for both; every copy ends in one completion; a finished request leaves its lane by itself; after ``StepsFailed``
 its lane is empty and waits for an order (orders that reach it before the plan that answers the failure are void); it
 stops a request at its limit and reports it finished. A lane without members and chunks runs no steps. Reports of one
 order come in the order of their steps; those of different orders may overtake each other, be late or come twice.
@@ -32,6 +32,7 @@ When a lane is lost, steps that were not reported have not happened.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -61,7 +62,10 @@ from .events import (
 )
 from .intake import Intake
 from .lane_book import LaneBook
+from .leases import Leases
 from .load import Costs
+from .narrator import Narrator
+from .outside import show
 from .plan import Plan
 from .planner import Planner
 from .policies import fcfs
@@ -69,6 +73,8 @@ from .policies.protocols import Policy
 from .request import Request
 from .scheduler_view import SchedulerView
 from .standstill import Standstill
+from .trouble import Trouble
+from .watching import Watching
 
 PLANNING_PASSES = 4  # lanes may make work for each other; what is left then waits for the very next call
 
@@ -80,7 +86,9 @@ class Scheduler:
     shown to policies. ``max_horizon`` is the longest a standing order lasts (steps). ``max_kinds`` bounds the kinds
     (adapters) in one batch; ``eligible`` may hold requests back from prefill. ``copy_retries`` and ``step_retries``
     bound retries before a request is computed again, or failed. ``copy_lease_s``: a copy without completion for so
-    long is given up and its target quarantined until the executor vouches for it by that completion.
+    long is given up and its target quarantined until the executor vouches for it by that completion. ``step_lease_s``:
+    a lane that owes a report for so long is given up (``Plan.given_up``); choose it longer than the executor ever goes
+    without one. ``None``: wait for ever.
 
     Raises ConfigError when the cluster and the policy cannot work together.
     """
@@ -97,6 +105,7 @@ class Scheduler:
         copy_retries: int = 3,
         step_retries: int = 3,
         copy_lease_s: float | None = None,
+        step_lease_s: float | None = None,
     ) -> None:
         if max_horizon < 1:
             raise ConfigError(f"max_horizon must be at least 1, got {max_horizon}")
@@ -106,6 +115,14 @@ class Scheduler:
         allow = eligible or _everybody
         self.cluster = cluster
         self.policy = policy
+        self.costs = costs
+        self.eligible = eligible
+        self.settings: Mapping[str, int | float | None] = MappingProxyType(
+            {
+                "max_horizon": max_horizon, "max_kinds": max_kinds, "copy_retries": copy_retries,
+                "step_retries": step_retries, "copy_lease_s": copy_lease_s, "step_lease_s": step_lease_s,
+            }
+        )  # fmt: skip
         self._books = Books(cluster)
         self._books.rank_of = self._rank
         self._views = {lane.id: SchedulerView(self._books, lane, costs, allow) for lane in self._books.lanes.values()}
@@ -113,7 +130,10 @@ class Scheduler:
         self._planner = Planner(self._books, policy, self._views, **limits)
         why = f"overruled {policy.name!r}, which chose nothing"
         self._standstill = Standstill(self._books, policy, Planner(self._books, fcfs(), self._views, **limits, why=why))
-        self._intake = Intake(self._books, max_horizon, copy_retries, step_retries, copy_lease_s)
+        trouble = Trouble(self._books, step_retries, copy_retries)
+        self._watching = Watching(self._books, policy) if policy.watches else None
+        self._intake = Intake(self._books, trouble, max_horizon, self._watching)
+        self._leases = Leases(self._books, trouble, copy_lease_s, step_lease_s)
         # Lanes that only prefill come last: what decodes claims KV before it would be written out of their way.
         self._lanes = tuple(sorted(self._books.lanes.values(), key=lambda lane: not lane.state.role.decodes))
         intake = self._intake
@@ -146,8 +166,8 @@ class Scheduler:
         nothing that its earlier events did not. Raises PolicyError when a policy raised; the next call goes on.
         """
         books = self._books
-        if not math.isfinite(now):
-            raise CallerError(f"now must be a finite number of seconds, got {now!r}")
+        if not abs(now) <= sys.float_info.max:
+            raise CallerError(f"now must be a finite number of seconds, got {show(now)}")
         if now < books.now:
             books.counts["late_now"] += 1
         else:
@@ -160,7 +180,9 @@ class Scheduler:
                 if handler is None:
                     raise CallerError(f"{event!r} is no event; known: {', '.join(e.__name__ for e in self._handlers)}")
                 handler(event)
-            self._intake.expire_leases()
+            self._leases.expire()
+            if self._watching is not None:
+                self._watching.tell()
             self._plan_lanes()
         finally:
             for lane in self._lanes:
@@ -169,9 +191,8 @@ class Scheduler:
 
     def _plan_lanes(self) -> None:
         now = self._books.now
-        planned = self._standstill.overdue()
-        if planned:
-            self._standstill.end()
+        planned = self._books.raised and self._standstill.end()  # whoever raised last time is not asked this time
+        self._books.raised = False
         for _ in range(PLANNING_PASSES):
             again = False
             for lane in self._lanes:
@@ -180,28 +201,30 @@ class Scheduler:
                 if (lane.dirty or lane.renew) and not lane.state.lost:
                     if self._books.paused:
                         self._planner.halt(lane)
-                    elif lane.state.may_order():
+                    elif lane.may_plan():
                         self._plan(lane)
                         again = planned = True
-            if not again and not (planned and self._standstill.end()):
+            if not again and not ((planned or self._standstill.overdue()) and self._standstill.end()):
                 return
+        self._standstill.end()  # the passes are used up, and nothing may have come of them
 
     def _plan(self, lane: LaneBook) -> None:
         try:
             self._planner.plan(lane)
         except PolicyError:
+            self._books.raised = True
             self._standstill.note()
             raise
 
     def _wake_at(self) -> float | None:
-        wake = self._intake.next_lease()
+        wake = self._leases.next_end()
         due = self._standstill.due()
         if due is not None and due > self._books.now and (wake is None or due < wake):
             wake = due
         for lane in self._lanes:
             if lane.wake_at is not None and not self._books.paused and (wake is None or lane.wake_at < wake):
                 wake = lane.wake_at
-            if lane.dirty and not self._books.paused and not lane.state.lost and lane.state.may_order():
+            if lane.dirty and not self._books.paused and not lane.state.lost and lane.may_plan():
                 wake = self._books.now
         return wake
 
@@ -275,6 +298,10 @@ class Scheduler:
     def view(self, lane: str) -> SchedulerView:
         """The view policies get of a lane. Raises KeyError for an unknown one."""
         return self._views[lane]
+
+    def narrate(self, narrator: Narrator | None) -> None:
+        """Tell a narrator from now on which rules decide, and by which figures; None: nobody."""
+        self._books.narrator = narrator
 
     def check(self) -> None:
         """Verify every named invariant of the whole state. O(everything). Raises InvariantError."""

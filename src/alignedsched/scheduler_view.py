@@ -68,6 +68,10 @@ class SchedulerView:
         return self._lane.state.lane
 
     @property
+    def step(self) -> int:
+        return self._lane.state.latest_first()
+
+    @property
     def role(self) -> Role:
         return self._lane.state.role
 
@@ -99,6 +103,10 @@ class SchedulerView:
         return tuple(request for tier in self._lane.tiers for request in self._books.resident[tier])
 
     @property
+    def leaving(self) -> int:
+        return len(self._lane.fences)
+
+    @property
     def loads(self) -> Mapping[str, int]:
         return {
             lane.id: lane.state.members() + len(lane.joining) + len(lane.prefilling) + len(lane.expected)
@@ -116,7 +124,7 @@ class SchedulerView:
         r = live.request
         return Entry(
             request, length, live.order, r.arrival, live.since, produced, known, r.priority, r.tenant, r.kind,
-            live.preemptions, tiers,
+            live.preemptions, tiers, r.deadline,
         )  # fmt: skip
 
     def _length(self, live: Live) -> tuple[int, int]:
@@ -142,4 +150,18 @@ class SchedulerView:
         return link if link is not None and self._books.links[link.source, link.target] > 0 else None
 
     def eligible(self, request: Request) -> bool:
-        return self._eligible(request)
+        return self._eligible(request) and self._holdable(request)
+
+    def _holdable(self, request: Request) -> bool:
+        """Whether the lane's devices, if one has become smaller, could still prefill a request that queues. O(ranks).
+
+        What does not fit any more waits for the capacity, and blocks nobody behind it.
+        """
+        ledger, devices = self._books.ledger, self.cluster.device
+        room = [ledger.capacity(tier) - ledger.quarantined(tier) for tier in self._lane.tiers]
+        if all(blocks >= devices[tier].kv_blocks for blocks, tier in zip(room, self._lane.tiers, strict=True)):
+            return True
+        if request.id not in self._books.queue:
+            return True
+        tokens = self._books.queue.get(request.id).prefill_tokens
+        return self.layout.blocks(self._books.prefill_room(self._lane, tokens)) <= max(room)

@@ -56,11 +56,17 @@ class Standstill:
     def _overrule(self) -> bool:
         books = self._books
         before = len(books.out.steps) + len(books.out.copies)
+        dirty = [lane.dirty for lane in books.lanes.values()]
+        for lane in books.lanes.values():
+            for request in (*lane.candidates, *lane.joining):  # first come, first served knows only the pool
+                books.unclaim(books.live[request])
         for lane in books.lanes.values():
             if not lane.state.lost and lane.state.may_order():
                 lane.dirty = True
                 self._chooser.plan(lane)
         if len(books.out.steps) + len(books.out.copies) == before:
+            for lane, was in zip(books.lanes.values(), dirty, strict=True):
+                lane.dirty = was  # that nothing came of it is no reason to look again
             return False
         books.counts["overruled"] += 1
         self.note()

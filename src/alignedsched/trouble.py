@@ -10,9 +10,9 @@ from .books import Books
 from .errors import ExecutorError
 from .events import StepsFailed
 from .lane_book import LaneBook
-from .live import Live
+from .live import Flight, Live
 from .plan import Outcome
-from .states import RequestState
+from .states import CopyState, RequestState
 
 R = RequestState
 
@@ -20,9 +20,10 @@ R = RequestState
 class Trouble:
     """Takes losses into the books."""
 
-    def __init__(self, books: Books, step_retries: int) -> None:
+    def __init__(self, books: Books, step_retries: int, copy_retries: int) -> None:
         self._books = books
         self._step_retries = step_retries
+        self._copy_retries = copy_retries
 
     def end(self, live: Live, outcome: Outcome, why: str) -> None:
         """Fix a live request's outcome; its KV goes when nothing touches it. Members leave with the next order."""
@@ -40,6 +41,23 @@ class Trouble:
         live.to(R.ENDED, books.now)
         if not fenced:
             books.vacate(live)
+
+    # -- copies
+
+    def copy_failed(self, live: Live) -> None:
+        """After too many failures in a row a request whose KV cannot be brought is computed again."""
+        live.copy_failures += 1
+        if live.copy_failures > self._copy_retries and live.state in (R.POOLED, R.CANDIDATE, R.JOINING):
+            live.copy_failures = 0
+            live.then = R.QUEUED
+            self._books.vacate(live)
+
+    def forsake_copy(self, flight: Flight) -> None:
+        """A copy whose lease ended counts as one that failed, and what it may still write is quarantined."""
+        live, wanted = self._books.live[flight.request], flight.state is CopyState.FLYING
+        self._books.forsake(flight)
+        if wanted:
+            self.copy_failed(live)
 
     # -- steps and lanes
 
@@ -161,6 +179,9 @@ class Trouble:
         for flight in tuple(books.flights.values()):
             if flight.source in tiers or flight.target in tiers:
                 books.end_copy(flight, arrived=False)
+        for flight in tuple(books.quarantine.values()):
+            if flight.source in tiers or flight.target in tiers:
+                books.vouch(flight)
         for tier in tiers:
             self._void_tier(tier)
             books.ledger.set_capacity(tier, 0)
@@ -220,12 +241,33 @@ class Trouble:
             extent = books.ledger.extents(request).get(tier)
             if live is None or extent is None or extent.doomed:
                 continue
-            for copy in tuple(live.copies):
-                if tier in (books.flights[copy].source, books.flights[copy].target):
-                    books.abort(books.flights[copy])
-            books.drop(live, tier)
+            self._withdraw(live, tier)
         for lane in books.lanes.values():
             lane.dirty = True
+
+    def clear(self, tier: str) -> None:
+        """A tier that is no lane's became smaller: the newest KV there goes until the rest fits. O(requests there)."""
+        books, ledger = self._books, self._books.ledger
+        if ledger.free(tier) + ledger.doomed(tier) >= 0:
+            return
+        held = [books.live[request] for request, extents in ledger.segments() if tier in extents]
+        for live in sorted(held, key=lambda live: live.order, reverse=True):
+            if ledger.free(tier) + ledger.doomed(tier) >= 0:
+                return
+            if ledger.extents(live.id)[tier].doomed:
+                continue
+            if books.cluster.tiers[tier].staged or books.whole_elsewhere(live, tier):
+                self._withdraw(live, tier)
+            else:
+                self._recompute(live)
+
+    def _withdraw(self, live: Live, tier: str) -> None:
+        """Give up KV in a tier, and the copies from and to it."""
+        books = self._books
+        for copy in tuple(live.copies):
+            if tier in (books.flights[copy].source, books.flights[copy].target):
+                books.abort(books.flights[copy])
+        books.drop(live, tier)
 
     # -- all KV
 

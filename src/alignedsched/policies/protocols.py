@@ -9,11 +9,14 @@ plain data in ``state()`` (restored by ``load``), so that snapshots hold it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
+from ..load import Load
+from ..narrator import Reason
+from ..queue import Waiting
 from ..request import Request, RequestId
 from ..views import LaneView
 
@@ -41,6 +44,26 @@ class Admission(Protocol):
 
         A request's first chunk reserves room for its whole prefill; a proposal without room is not taken.
         """
+        ...
+
+
+class HoldsBack(Protocol):
+    """What an admission policy may have beside ``admit``, so that ``explain`` can tell why requests queue."""
+
+    def held_back(self, view: LaneView, first: Waiting, ordered: int) -> Reason | None:
+        """Why ``first``, which still queues, did not begin; None: nothing this policy knows of.
+
+        Asked only while somebody listens, right after ``admit``: ``ordered`` prefill tokens were taken of it. Do not
+        ask ``view.eligible`` here: the caller's hook may count how often it is asked.
+        """
+        ...
+
+
+class PassesOver(Protocol):
+    """What batching may have beside ``compose``, so that ``explain`` can tell why requests wait in the pool."""
+
+    def passed_over(self, view: LaneView, request: RequestId) -> Reason | None:
+        """Why a pooled request was left in the pool; None: nothing this policy knows of. Asked as ``held_back`` is."""
         ...
 
 
@@ -119,11 +142,50 @@ class Residency(Protocol):
 
 
 @frozen
-class Policy:
-    """A named whole: one policy for each decision.
+class Stepped:
+    """Steps that a lane has done: what each rank held in the first of them, and the seconds all of them took.
 
+    Rows computed beyond a request's last token are not counted; the longer the lane's run-ahead, the more there are.
+    A step with prefill chunks stands alone, with the chunks in its loads.
+    """
+
+    lane: str
+    loads: tuple[Load, ...]
+    steps: int
+    seconds: float
+
+    @property
+    def prefill(self) -> bool:
+        """Whether chunks were in it."""
+        return any(load.chunks for load in self.loads)
+
+
+class Watch(Protocol):
+    """What learns from what happens: told of steps and ends before lanes are planned, all events of a call being in.
+
+    Its memory is plain data, and part of snapshots.
+    """
+
+    def stepped(self, facts: Stepped) -> None:
+        """A lane has done steps."""
+        ...
+
+    def ended(self, request: Request, produced: int, finished: bool) -> None:
+        """A request whose prefill had begun has ended after ``produced`` tokens: finished, cancelled or failed."""
+        ...
+
+    def state(self) -> PlainData: ...
+    def load(self, state: PlainData) -> None: ...
+
+
+@frozen
+class Policy:
+    """A named whole: one policy for each decision, and those who listen for them.
+
+    ``watches`` are told of steps and ends, each in turn; without any nothing is recorded for them.
     ``may_idle_s``: how long it may leave work waiting while nothing runs and nothing is under way (seconds); beyond
-    that the scheduler overrules it, first come first served, and counts it.
+    that the scheduler overrules it, first come first served, and counts it. ``made_as``: the registered name and the
+    options that made it, where ``registry.policy`` did; a log needs them to make it again.
     """
 
     name: str
@@ -131,3 +193,5 @@ class Policy:
     batching: Batching
     residency: Residency
     may_idle_s: float = 0.0
+    watches: tuple[Watch, ...] = ()
+    made_as: tuple[str, Mapping[str, Any]] | None = field(default=None, eq=False, repr=False)

@@ -49,6 +49,8 @@ class ColumnView:
     joining: Sequence[RequestId] = ()
     resident: Sequence[RequestId] = ()
     loads: Mapping[str, int] = field(factory=dict)
+    step: int = 0
+    leaving: int = 0
 
     def entry(self, request: RequestId) -> Entry:
         return self._entries[request]
@@ -91,6 +93,7 @@ def from_columns(
     role: Role = Role.BOTH,
     costs: Costs | None = None,
     now: float = 0.0,
+    step: int = 0,
 ) -> LaneView:
     """Build the view of a one-rank lane ``"lane"`` on device ``"gpu"`` from columns, oldest request first.
 
@@ -143,6 +146,7 @@ def from_columns(
         entries, {"gpu": free_blocks, HOST: host_free_blocks, "helper+staging": staging_free_blocks},
         candidates=tuple(candidates), joining=tuple(joining), resident=resident,
         loads={"lane": len(running) + len(joining)},
+        step=step,
     )  # fmt: skip
 
 

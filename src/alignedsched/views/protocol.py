@@ -37,6 +37,7 @@ class Entry:
     kind: str | None
     preemptions: int
     tiers: Mapping[str, int]
+    deadline: float | None = None
 
     @property
     def stored(self) -> int:
@@ -85,11 +86,35 @@ class QueueReader:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
+    @property
+    def tokens(self) -> int:
+        """Prefill tokens of all that wait. O(1)."""
+        return self._queue.sizes.tokens
+
+    def classes(self) -> Iterator[tuple[int, int]]:
+        """(requests, prefill tokens) of every length class that is not empty, by ascending length. O(classes)."""
+        return iter(self._queue.sizes)
+
     def __len__(self) -> int:
         return len(self._queue)
 
     def __iter__(self) -> Iterator[Waiting]:
         return iter(self._queue)
+
+    def __contains__(self, request: object) -> bool:
+        return request in self._queue
+
+    def get(self, request: RequestId) -> Waiting:
+        """The waiting request of an id. O(1). Raises KeyError if it does not queue."""
+        return self._queue.get(request)
+
+    def again(self) -> tuple[RequestId, ...]:
+        """Those that had begun before and were preempted, longest here first. O(their number)."""
+        return tuple(self._queue.again)
+
+    def lengths(self) -> Iterator[tuple[int, int, RequestId]]:
+        """(prefill tokens, arrival number, id) of every waiting request, in order."""
+        return self._queue.lengths()
 
 
 class BatchReader:
@@ -176,6 +201,11 @@ class LaneView(Protocol):
     @property
     def lane(self) -> Lane: ...
     @property
+    def step(self) -> int:
+        """The number of the lane's next step, as it will be when an order given now takes effect."""
+        ...
+
+    @property
     def role(self) -> Role: ...
     @property
     def cluster(self) -> Cluster: ...
@@ -215,6 +245,11 @@ class LaneView(Protocol):
         ...
 
     @property
+    def leaving(self) -> int:
+        """Members that have left the batch and whose KV a step under way may still touch."""
+        ...
+
+    @property
     def loads(self) -> Mapping[str, int]:
         """Members, joining and prefilling requests of every lane that decodes, by lane id."""
         ...
@@ -236,5 +271,5 @@ class LaneView(Protocol):
         ...
 
     def eligible(self, request: Request) -> bool:
-        """Whether the caller's hook allows the request to be prefilled now."""
+        """Whether the request may be prefilled here now: by the caller's hook, and by what the lane can hold at all."""
         ...
