@@ -37,8 +37,8 @@ from alignedsched.policies.protocols import Policy, Take
 from alignedsched.policies.residency import DirectResidency
 from alignedsched.request import Request
 from alignedsched.scheduler import Scheduler
+from alignedsched.testing.world import World
 from alignedsched.views import LaneView
-from tests.world import World
 
 
 def cluster(blocks: int = 20, positions: int = 100) -> Cluster:

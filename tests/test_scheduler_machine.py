@@ -2,78 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from random import Random
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from alignedsched.batch import RunningBatch
-from alignedsched.events import Event
-from tests.world import World, walk
-
-CHANCE = st.randoms(use_true_random=False)
-
-
-class SchedulerMachine(RuleBasedStateMachine):
-    """Single actions in any order, each told to the scheduler at once; see ``World`` for what each may do."""
-
-    world: World
-
-    @initialize(seed=st.integers(0, 1 << 20))
-    def begin(self, seed: int) -> None:
-        self.world = World(seed)
-
-    def _do(self, rng: Random, *actions: Callable[[Random], list[Event]]) -> None:
-        events: list[Event] = []
-        for action in actions:
-            events += action(rng)
-        self.world.call(*events)
-
-    @rule(rng=CHANCE)
-    def arrive(self, rng: Random) -> None:
-        self._do(rng, self.world.arrive)
-
-    @rule(rng=CHANCE)
-    def cancel(self, rng: Random) -> None:
-        self._do(rng, self.world.cancel)
-
-    @rule(rng=CHANCE)
-    def steps_in_silence(self, rng: Random) -> None:
-        self.world.step(rng)
-
-    @rule(rng=CHANCE)
-    def steps_and_reports(self, rng: Random) -> None:
-        self._do(rng, self.world.step, self.world.report)
-
-    @rule(rng=CHANCE)
-    def copies_end(self, rng: Random) -> None:
-        self._do(rng, self.world.end_copies)
-
-    @rule(rng=CHANCE)
-    def reports_come_twice(self, rng: Random) -> None:
-        self._do(rng, self.world.repeat)
-
-    @rule(rng=CHANCE)
-    def trouble(self, rng: Random) -> None:
-        _, action = rng.choice(self.world.troubles())
-        self._do(rng, action)
-
-    @rule(rng=CHANCE)
-    def several_at_once(self, rng: Random) -> None:
-        self.world.act(rng)
-
-    @invariant()
-    def all_invariants_hold(self) -> None:
-        if hasattr(self, "world"):
-            self.world.scheduler.check()
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.finish(Random(0))
-
+from alignedsched.testing.machine import SchedulerMachine
+from alignedsched.testing.world import walk
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
@@ -141,6 +76,11 @@ def test_the_running_batch_equals_a_count_token_by_token(
         (2000200, 250),  # a stop the lane holds bounds what it may still launch
         (3000058, 400),  # two stops in one plan: both let their members go at once
         (910098, 300),  # KV that blocks an idle lane starts over, also when another lane is planned after it
+        (900033, 250),  # a lone member waits for copies of its own device only
+        (5000933, 300),  # a policy names a victim that holds nothing on this device
+        (5003539, 300),  # a stop behind a chunk order bounds what may still be launched
+        (5003615, 300),  # KV of pooled requests alone can block a device that only decodes
+        (5003899, 300),  # a fence beyond the last step that can come has fallen when that step is done
     ],
 )
 def test_lives_that_once_failed_end_well(seed: int, events: int) -> None:

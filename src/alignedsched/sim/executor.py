@@ -7,6 +7,9 @@ where nothing is, memory beyond capacity. ``spans`` and ``durations`` tell what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from ..batch import RunningBatch
 from ..cluster import Cluster
 from ..costs import Costs
@@ -20,6 +23,8 @@ from .segment import Span, Work
 
 class SimulatedExecutor:
     """Carries plans out in virtual time. ``costs`` may be one for all lanes, or given by lane id."""
+
+    capabilities: Mapping[str, bool] = MappingProxyType({"virtual_time": True, "prompt": True})
 
     def __init__(self, cluster: Cluster, costs: Costs | dict[str, Costs]) -> None:
         self._cluster = cluster
@@ -42,6 +47,8 @@ class SimulatedExecutor:
         self._used: dict[str, int] = dict.fromkeys(cluster.tiers, 0)  # blocks of those
         self._room: dict[str, int] = {tier.id: tier.blocks for tier in cluster.tiers.values()}
         self._restful = tuple(tier for tier in self._room if not any(tier in lane.ranks for lane in cluster.lanes))
+        self._into: dict[tuple[str, str], int] = {}  # (request, tier) -> copy on its way there
+        self._astray: set[int] = set()  # copies whose target was given up: nothing arrives
         self._dropped: set[tuple[str, str]] = set()  # by the plan being taken
         self._released: set[str] = set()  # likewise
         self.copied_bytes: dict[tuple[str, str], int] = dict.fromkeys(cluster.link, 0)
@@ -60,6 +67,18 @@ class SimulatedExecutor:
     def members(self, lane: str) -> int:
         """Members of a lane now."""
         return len(self._lanes[lane].ranks)
+
+    def blocks_held(self, tier: str) -> int:
+        """Blocks of a tier in use now, those of copies under way included. O(lanes)."""
+        held = self._used[tier]
+        for lane in self._all:
+            if tier in lane.lane.ranks:
+                held += lane.batches[lane.lane.ranks.index(tier)].blocks(self._last_step(lane))
+        return held
+
+    def tokens_held(self, request: str, tier: str) -> int:
+        """Tokens of a request, which does not decode there, in a tier."""
+        return self._tokens.get(request, {}).get(tier, 0)
 
     # -- waiting
 
@@ -111,6 +130,8 @@ class SimulatedExecutor:
 
     def submit(self, plan: Plan) -> None:
         """Take a plan: members out, drops and releases, copies, orders. Raises ExecutorError if it is not possible."""
+        if plan.given_up:
+            raise ExecutorError(f"lane {plan.given_up[0]!r} is given up, but works: step_lease_s is too short")
         running: set[str] = set()  # lanes that an order of this plan lets run
         for step in plan.steps:
             if step.leaves and step.lane not in running:
@@ -121,15 +142,12 @@ class SimulatedExecutor:
         for drop in plan.drops:
             self._drop(drop.request, drop.tier, drop.keep)
         for release in plan.releases:
-            self._released.add(release.request)
-            for tier in tuple(self._tokens.get(release.request, ())):
-                self._forget(release.request, tier)
-            self._work.to_make.pop(release.request, None)
-            self._work.finished.discard(release.request)
+            self._release(release.request)
         for abort in plan.aborts:
             copy = self._links.abort(abort.copy)
             if copy is not None:
                 self._charge(copy, -1)
+                self._landed(copy)
                 self._ended.append(CopyFailed(copy.copy, "aborted"))
         for copy in plan.copies:
             self._send(copy)
@@ -166,6 +184,7 @@ class SimulatedExecutor:
         if there.get(copy.source, 0) < copy.end or there.get(copy.target, 0) < copy.start:
             raise ExecutorError(f"{copy} reads or extends what is not there: {there}")
         self._charge(copy, 1)
+        self._into[copy.request, copy.target] = copy.copy
         self._links.submit(copy, self._now)
 
     def _charge(self, copy: Copy, sign: int) -> None:
@@ -178,7 +197,18 @@ class SimulatedExecutor:
         self.copied_bytes[link] += self._links.bytes_of(copy)
         if self._cluster.tiers[copy.target].staged:
             self.staged_bytes += self._links.bytes_of(copy)
-        self._tokens.setdefault(copy.request, {})[copy.target] = copy.end
+        if self._landed(copy):
+            self._tokens.setdefault(copy.request, {})[copy.target] = copy.end
+        else:
+            self._charge(copy, -1)
+
+    def _landed(self, copy: Copy) -> bool:
+        """A copy has ended; False if its target was given up meanwhile."""
+        if copy.copy in self._astray:
+            self._astray.remove(copy.copy)
+            return False
+        self._into.pop((copy.request, copy.target), None)
+        return True
 
     # -- the executor's own account of memory
 
@@ -205,7 +235,17 @@ class SimulatedExecutor:
                 self._hold(request, tier, keep)
             return
         self._dropped.add((request, tier))
+        astray = self._into.pop((request, tier), None)
+        if astray is not None:
+            self._astray.add(astray)
         self._forget(request, tier)
+
+    def _release(self, request: str) -> None:
+        self._released.add(request)
+        for tier in tuple(self._tokens.get(request, ())):
+            self._forget(request, tier)
+        self._work.to_make.pop(request, None)
+        self._work.finished.discard(request)
 
     def _forget(self, request: str, tier: str) -> None:
         tiers = self._tokens.get(request)
@@ -217,11 +257,15 @@ class SimulatedExecutor:
 
     def _check_memory(self) -> None:
         for lane in self._all:
-            step = lane.done if lane.segment is None else min(lane.launched(self._now), lane.segment.last)
+            step = self._last_step(lane)
             for tier, batch in zip(lane.lane.ranks, lane.batches, strict=True):
                 self._check_tier(tier, self._used[tier] + batch.blocks(step))
         for tier in self._restful:
             self._check_tier(tier, self._used[tier])
+
+    def _last_step(self, lane: SimLane) -> int:
+        """The last step launched that is known to write what the batch says."""
+        return lane.done if lane.segment is None else min(lane.launched(self._now), lane.segment.last)
 
     def _check_tier(self, tier: str, used: int) -> None:
         if used > self._room[tier]:

@@ -225,9 +225,13 @@ class SimLane:
             _, request = self.removals.popleft()
             if request in self.ranks:
                 self.batches[self.ranks.pop(request)].remove(request)
-        while self.pending and self.pending[0][0] <= step:
+        while self.pending and (self.pending[0][0] <= step or self._empty(step)):
             took, order = self.pending.popleft()
-            self._apply(order, took)
+            self._apply(order, min(took, step))
+
+    def _empty(self, step: int) -> bool:
+        """Whether the order in force has no row for a step: none is launched then, and what is pending need not wait."""
+        return not self.ranks and (self.order is None or not self.order.step.chunks or self.order.first < step)
 
     def _segment(self, step: int, at: float, order: InForce) -> Segment:
         chunks = order.step.chunks

@@ -1,95 +1,22 @@
-"""An executor that keeps the contract and nothing more: every freedom it has, it takes at random.
+"""The executor's side of the contract: carries plans out by the book, and asserts that every instruction is legal.
 
-Orders take effect at whatever step run-ahead allows, reports come late, several at once, twice or in the wrong order,
-copies end in any order or fail, steps fail, lanes and devices vanish. It keeps its own account of which tokens of which
-request are written and readable where, and asserts that each instruction is legal: nothing is read that is not there,
-nothing is freed or reused while a launched step or a copy may touch it, no tier ever holds more than it has.
+It keeps its own account of which tokens of which request are written and readable where: nothing may be read that is
+not there, nothing freed or reused while a launched step or a copy may touch it, and no tier may ever hold more than it
+has. What happens when, and what is told when, is left to whoever drives it (``adversary`` does at random).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
-from random import Random
+from collections.abc import Iterator
 
-from attrs import define, evolve, field
-
-from alignedsched.cluster import Cluster, Lane
-from alignedsched.events import CopyDone, CopyFailed, ExecutorEvent, StepsDone, StepsFailed
-from alignedsched.plan import Chunk, Copy, Drop, Join, Outcome, Plan, Step
-from alignedsched.request import Request
+from ..cluster import Cluster
+from ..plan import Copy, Drop, Join, Outcome, Plan, Step
+from ..request import Request
+from .lane_model import Fragment, Kv, LaneModel, Row
 
 
-@define(eq=False)
-class Kv:
-    """A request's KV in one tier: ``readable`` tokens, ``written`` ones (steps launched, copies under way)."""
-
-    readable: int = 0
-    written: int = 0
-    weights: int = 0  # with which it was computed
-
-
-@define(eq=False)
-class Row:
-    """What a launched step does to one request."""
-
-    request: str
-    rank: int
-    before: int
-    after: int
-    chunk: Chunk | None = None
-
-
-@define(eq=False)
-class Fragment:
-    """Something to report: steps ``done`` of one order up to ``through``."""
-
-    order: int
-    first: int
-    through: int
-    finished: list[tuple[str, int]] = field(factory=list)
-    prefilled: list[str] = field(factory=list)
-    chunked: bool = False
-    failed: StepsFailed | None = None
-    told: bool = False
-
-
-@define(eq=False)
-class LaneModel:
-    """One lane: membership as of its next step, what is launched, and what is still to be told."""
-
-    lane: Lane
-    launched: int = -1
-    done: int = -1
-    told: int = -1  # the last step the scheduler has heard of
-    order: Step | None = None
-    first: int = 0
-    ran: bool = False  # the order in force has launched a step
-    members: dict[str, tuple[int, int]] = field(factory=dict)  # request -> (rank, base)
-    pending: deque[tuple[int, Step]] = field(factory=deque)
-    rows: dict[int, list[Row]] = field(factory=dict)  # by step, until the scheduler knows of it
-    weights: dict[int, int] = field(factory=dict)  # in force when an order came
-    by_order: dict[int, tuple[int, int, bool]] = field(factory=dict)  # step -> (order, first, chunks)
-    took: deque[tuple[int, int]] = field(factory=deque)  # (first, order) in effect from a step that is not done yet
-    mail: list[Fragment] = field(factory=list)
-    lost: bool = False
-    failed: bool = False  # a step failed and the scheduler has not heard it: orders until then are void
-
-    def reach(self) -> int:
-        """The last step that may be launched: by run-ahead."""
-        return self.told + self.lane.run_ahead + 1
-
-    def touching(self, request: str, rank: int) -> bool:
-        """Whether a launched step that has not ended touches a request's KV on a rank."""
-        return any(
-            row.request == request and row.rank == rank
-            for step in range(self.done + 1, self.launched + 1)
-            for row in self.rows.get(step, ())
-        )
-
-
-class Adversary:
-    """Carries plans out as unhelpfully as the contract allows, and checks them. ``to_make``: tokens per request."""
+class Contract:
+    """Plans, steps and memory by the book. ``to_make``: tokens each request produces before it ends by itself."""
 
     def __init__(self, cluster: Cluster, max_kinds: int | None = None) -> None:
         self.cluster = cluster
@@ -101,6 +28,11 @@ class Adversary:
         self.kv: dict[str, dict[str, Kv]] = {}
         self.lanes = {lane.id: LaneModel(lane) for lane in cluster.lanes}
         self.copies: dict[int, Copy] = {}
+        self.astray: dict[int, int] = {}  # copies given up after their lease -> blocks they may still write
+        self.mute: set[int] = set()  # copies whose completion is lost
+        self.now = 0.0
+        self.copy_lease_s: float | None = None
+        self.sent: dict[int, float] = {}  # when a copy began
         self.aborted: set[int] = set()
         self.finished: set[str] = set()
         self.released: dict[str, Outcome] = {}
@@ -110,7 +42,12 @@ class Adversary:
 
     def used(self, tier: str) -> int:
         """Blocks physically written, or reserved by a copy under way, in a tier."""
-        return sum(self.layout.blocks(there[tier].written) for there in self.kv.values() if tier in there)
+        held = sum(self.layout.blocks(there[tier].written) for there in self.kv.values() if tier in there)
+        return held + sum(blocks for copy, blocks in self.astray.items() if self.copies[copy].target == tier)
+
+    def _wanted_copies(self) -> Iterator[Copy]:
+        """Copies under way that nobody has given up."""
+        return (copy for copy in self.copies.values() if copy.copy not in self.astray)
 
     def check_memory(self) -> None:
         for tier, blocks in self.capacity.items():
@@ -121,7 +58,7 @@ class Adversary:
         return self.kv.setdefault(request, {}).setdefault(tier, Kv(weights=self.weights))
 
     def _untouched(self, request: str, tier: str, why: str) -> None:
-        for copy in self.copies.values():
+        for copy in self._wanted_copies():
             if copy.request == request:
                 assert tier not in (copy.source, copy.target), f"{why} of {request!r} in {tier!r} under {copy}"
         for model in self.lanes.values():
@@ -141,6 +78,11 @@ class Adversary:
 
     def submit(self, plan: Plan) -> None:
         """Take a plan in the order the contract names. Raises AssertionError if it is illegal."""
+        for lane in plan.given_up:
+            assert not self.lanes[lane].lost, f"lane {lane!r} is given up, but is lost already"
+            self.lose_lane(self.lanes[lane])
+        for abort in plan.aborts:
+            self.aborted.add(abort.copy)  # it may have ended meanwhile
         running: set[str] = set()  # lanes that an order of this plan lets run
         for step in plan.steps:
             model = self.lanes[step.lane]
@@ -163,8 +105,6 @@ class Adversary:
             for tier in tuple(self.kv.get(release.request, ())):
                 self._untouched(release.request, tier, "release")
             self.kv.pop(release.request, None)
-        for abort in plan.aborts:
-            self.aborted.add(abort.copy)  # it may have ended meanwhile
         for copy in plan.copies:
             self._send(copy)
         for step in plan.steps:
@@ -179,11 +119,18 @@ class Adversary:
         there = self.kv.get(drop.request, {})
         if drop.tier not in there:
             return
-        self._untouched(drop.request, drop.tier, "drop")
         kv = there[drop.tier]
+        for copy in tuple(self._wanted_copies()):
+            if (copy.request, copy.target) == (drop.request, drop.tier) and self._overdue(copy):
+                self.astray[copy.copy] = self.layout.blocks(kv.written)
+        self._untouched(drop.request, drop.tier, "drop")
         kv.readable, kv.written = min(kv.readable, drop.keep), min(kv.written, drop.keep)
         if not drop.keep:
             del there[drop.tier]
+
+    def _overdue(self, copy: Copy) -> bool:
+        lease = self.copy_lease_s
+        return copy.copy in self.aborted and lease is not None and self.sent[copy.copy] + lease <= self.now
 
     def _send(self, copy: Copy) -> None:
         assert copy.copy not in self.copies
@@ -196,16 +143,18 @@ class Adversary:
         target = self._kv(copy.request, copy.target)
         assert target.readable >= copy.start, f"{copy} extends what is not there: {there}"
         self._untouched_target(copy)
+        self.sent[copy.copy] = self.now
         target.written = max(copy.end, target.written)
         target.weights = source.weights
         self.copies[copy.copy] = copy
 
     def _untouched_target(self, copy: Copy) -> None:
-        for other in self.copies.values():
+        for other in self._wanted_copies():
             apart = other.request != copy.request or copy.target not in (other.target, other.source)
             assert apart, f"{copy} over {other}"
         for model in self.lanes.values():
             if copy.target in model.lane.ranks:
+                assert not model.lost, f"{copy} to a device whose lane is lost"
                 rank = model.lane.ranks.index(copy.target)
                 member = model.members.get(copy.request)
                 assert member is None or member[0] != rank, f"{copy} into a member"
@@ -260,7 +209,7 @@ class Adversary:
         assert kv.written == join.context_length - 1, f"{join} of {step}: its KV is {kv} in {tier!r}"
         assert kv.readable == kv.written or model.touching(join.request, join.rank), f"{join}: KV not readable {kv}"
         assert kv.weights >= model.weights[step.order], f"{join} of {step}: KV of old weights"
-        for copy in self.copies.values():
+        for copy in self._wanted_copies():
             assert (copy.request, copy.target) != (join.request, tier), f"{join} of {step} under {copy}"
         model.members[join.request] = (join.rank, join.context_length - at)
 
@@ -331,153 +280,9 @@ class Adversary:
             at, effective = model.took.popleft()
             model.mail.append(Fragment(effective, at, at - 1))
 
-    # -- what it tells
-
-    def reports(self, model: LaneModel, rng: Random, everything: bool = False) -> list[ExecutorEvent]:
-        """Some of what is to be told, merged, skipped and reordered as the contract allows."""
-        waiting = [f for f in model.mail if not f.told]
-        count = len(waiting) if everything or model.failed else rng.randint(0, len(waiting))
-        chosen = waiting[:count]
-        if not everything and not model.failed and rng.random() < 0.2:
-            # a later order's report overtakes: leave out what belongs to one earlier order
-            orders = sorted({f.order for f in chosen})
-            if len(orders) > 1:
-                kept_back = rng.choice(orders[:-1])
-                chosen = [f for f in chosen if f.order != kept_back]
-        merged: list[Fragment] = []
-        for fragment in chosen:
-            fragment.told = True
-            model.told = max(model.told, fragment.through)
-            last = merged[-1] if merged else None
-            if last is not None and last.order == fragment.order and (fragment.failed or rng.random() < 0.7):
-                merged[-1] = Fragment(
-                    last.order, last.first, fragment.through, last.finished + fragment.finished,
-                    last.prefilled + fragment.prefilled, fragment.chunked, fragment.failed,
-                )  # fmt: skip
-            else:
-                merged.append(fragment)
-        if model.failed and any(f.failed for f in chosen):
-            model.failed = False
-        self._prune(model)
-        events = [self._event(model, fragment, rng) for fragment in merged]
-        if not any(f.failed for f in merged) and rng.random() < 0.3:
-            events = _shuffled_by_order(events, rng)
-        return events
-
-    def _event(self, model: LaneModel, fragment: Fragment, rng: Random) -> ExecutorEvent:
-        if fragment.failed is not None:
-            return evolve(fragment.failed, finished=tuple(fragment.finished))
-        synchronous = model.launched <= fragment.through + model.lane.run_ahead
-        launched = None if synchronous and rng.random() < 0.5 else model.launched
-        return StepsDone(
-            model.lane.id, fragment.order, fragment.first, fragment.through, tuple(fragment.finished),
-            tuple(fragment.prefilled), 0.001, launched,
-        )  # fmt: skip
-
-    @staticmethod
-    def _known(model: LaneModel) -> int:
-        """The last step the scheduler knows to be done: the one before the first step not told."""
-        untold = (f.through - 1 for f in model.mail if not f.told and f.through >= f.first and f.failed is None)
-        return min(untold, default=model.done)
-
-    def _prune(self, model: LaneModel) -> None:
-        """Forget what the scheduler knows for certain."""
-        while model.mail and model.mail[0].told:
-            model.mail.pop(0)
-        known = self._known(model)
-        for number in [n for n in model.rows if n <= known]:
-            del model.rows[number]
-
-    # -- copies
-
-    def end_copy(self, number: int, arrives: bool) -> ExecutorEvent:
-        copy = self.copies.pop(number)
-        self.aborted.discard(number)
-        target = self.kv[copy.request][copy.target]
-        if not arrives:
-            target.written = target.readable
-            return CopyFailed(number, "the link was busy")
-        target.readable = copy.end
-        return CopyDone(number)
-
-    # -- trouble
-
-    def fail_step(self, model: LaneModel, poisoned: tuple[str, ...], reason: str) -> None:
-        """The oldest launched step fails; the scheduler hears of it with the lane's next reports."""
-        number = model.done + 1
-        order, first, _ = model.by_order[number]
-        self._rollback(model, model.done)
-        event = StepsFailed(model.lane.id, order, first, model.done, reason, poisoned)
-        model.mail.append(Fragment(order, first, model.done, failed=event))
-        self._stop(model)
-        model.failed = True
-
-    def row_requests(self, model: LaneModel) -> list[str]:
-        """Requests in the oldest launched step."""
-        return [row.request for row in model.rows.get(model.done + 1, ())]
-
-    def _rollback(self, model: LaneModel, last: int) -> None:
-        """Steps beyond ``last`` never happened."""
-        for number in sorted((n for n in model.rows if n > last), reverse=True):
-            for row in model.rows.pop(number):
-                kv = self.kv.get(row.request, {}).get(model.lane.ranks[row.rank])
-                if kv is not None:
-                    kv.written, kv.readable = row.before, min(kv.readable, row.before)
-            model.by_order.pop(number, None)
-
-    @staticmethod
-    def _stop(model: LaneModel) -> None:
-        model.launched = model.done
-        model.members.clear()
-        model.pending.clear()
-        model.took.clear()
-        model.order = None
-
     def lose_lane(self, model: LaneModel) -> None:
-        """The lane stops; what was not told has not happened."""
-        known = self._known(model)
-        for fragment in model.mail:
-            if fragment.through > known:
-                self.finished -= {request for request, _ in fragment.finished}
-        self._rollback(model, known)
-        self._stop(model)
-        model.mail.clear()
-        model.lost, model.failed = True, False
-
-    def lane_back(self, model: LaneModel, skip: int) -> int:
-        """The lane is back; returns its next step."""
-        model.lost = False
-        model.launched = model.done = model.told = max(model.launched, model.done, model.told) + skip
-        model.rows.clear()
-        return model.done + 1
-
-    def lose_device(self, device: str) -> None:
-        tiers = {tier.id for tier in self.cluster.tiers.values() if tier.device == device}
-        for model in self.lanes.values():
-            if device in model.lane.ranks and not model.lost:
-                self.lose_lane(model)
-        for number in [n for n, copy in self.copies.items() if {copy.source, copy.target} & tiers]:
-            copy = self.copies.pop(number)
-            self.aborted.discard(number)
-            if copy.target not in tiers:
-                target = self.kv[copy.request][copy.target]
-                target.written = target.readable
-        for there in self.kv.values():
-            for tier in tiers & set(there):
-                del there[tier]
-
-    def change_weights(self) -> None:
-        self.weights += 1
-
-    # -- what is still to come
-
-    def outstanding(self) -> bool:
-        """Whether anything is under way, or still to be told."""
-        return bool(self.copies) or any(self.busy(model) for model in self.lanes.values())
-
-    def busy(self, model: LaneModel) -> bool:
-        untold = any(not f.told for f in model.mail)
-        return untold or model.done < model.launched or self.may_launch(model)
+        """A lane stops for good, or until it is back."""
+        model.lost = True
 
     def state(self) -> Iterator[str]:
         """A few lines about everything, for failures."""
@@ -486,14 +291,3 @@ class Adversary:
         yield f"copies {self.copies}"
         for request, there in self.kv.items():
             yield f"{request}: {there}"
-
-
-def _shuffled_by_order(events: list[ExecutorEvent], rng: Random) -> list[ExecutorEvent]:
-    """Events in another order, those of one order still in theirs."""
-    keys = [getattr(event, "order", -1) for event in events]
-    shuffled = list(keys)
-    rng.shuffle(shuffled)
-    queues: Mapping[int, deque[ExecutorEvent]] = {
-        key: deque(e for e, k in zip(events, keys, strict=True) if k == key) for key in set(keys)
-    }
-    return [queues[key].popleft() for key in shuffled]
