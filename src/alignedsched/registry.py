@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from . import policies
 from .errors import ConfigError
+from .outside import show
 from .policies.protocols import Policy
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
 GROUP = "alignedsched.policies"
-_SHIPPED: dict[str, Callable[..., Policy]] = {"fcfs": policies.fcfs, "density_first": policies.density_first}
+_SHIPPED: dict[str, Callable[..., Policy]] = {
+    "buckets": policies.buckets,
+    "density_first": policies.density_first,
+    "cost_aligned": policies.cost_aligned,
+    "fcfs": policies.fcfs,
+    "sjf": policies.sjf,
+    "sjf_oracle": policies.sjf_oracle,
+    "waves": policies.waves,
+}
 
 
 def entry_points(group: str) -> EntryPoints:
@@ -38,16 +49,16 @@ def policy(name: str, **options: Any) -> Policy:
     try:
         made = factory(**options)
     except TypeError as error:
-        raise ConfigError(f"policy {name!r} does not take these options: {error}") from error
+        raise ConfigError(f"policy {name!r} does not take these options: {str(error)[:300]}") from error
     if not isinstance(made, Policy):
         raise ConfigError(f"policy {name!r}: its factory returned {type(made).__name__}, not a Policy")
-    return made
+    return evolve(made, made_as=(name, options))
 
 
 def _load(name: str) -> Callable[..., Policy]:
     found = [point for point in entry_points(group=GROUP) if point.name == name]
     if not found:
-        raise ConfigError(f"unknown policy {name!r}; known: {', '.join(policy_names())}")
+        raise ConfigError(f"unknown policy {show(name)}; known: {', '.join(policy_names())}")
     try:
         factory: Callable[..., Policy] = found[0].load()
     except Exception as error:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import AlignedSchedError, CallerError, TraceError
+from ..errors import AlignedSchedError, CallerError, LogError, TraceError
 from ..report.text import encodable, printable
 from .arguments import UsageError, parse
 
@@ -39,14 +39,22 @@ def main(argv: Sequence[str] | None = None, *, compare: Compare | None = None) -
 
     ``compare`` does the work instead of ``alignedsched.sim.compare.compare``; it must keep its signature.
     """
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
+        if arguments and arguments[0] == "replay":
+            from .replay import run_replay
+
+            return run_replay(arguments[1:])
+        if arguments and arguments[0] == "explain":
+            from .explain import run_explain
+
+            return run_explain(arguments[1:])
         from .run import run_compare
 
-        run_compare(arguments, compare)
+        run_compare(parse(arguments), compare)
     except SystemExit as end:  # --help and --version have printed and are done
         return end.code if isinstance(end.code, int) else 0
-    except (UsageError, CallerError, TraceError) as error:
+    except (UsageError, CallerError, TraceError, LogError) as error:
         _complain(f"error: {error}")
         return WRONG_USE
     except AlignedSchedError as error:

@@ -10,15 +10,19 @@ from typing import NoReturn
 
 from ..errors import CallerError
 from ..load import SURFACES
+from ..outside import is_number
 from ..sim.settings import DEFAULT_LOAD, DEFAULT_POLICIES, TOPOLOGIES
 
+COMMANDS = ("compare", "replay", "explain")
 DESCRIPTION = """\
 Decide which LLM requests decode together, and see what it costs and wins.
 
 Commands:
   compare   run scheduling policies on the same workload over a modelled cluster
+  replay    make the recorded decisions of a run again, and report the first that differs
+  explain   tell why a request waited, what a batch was, what was where at a time
 
-`alignedsched compare --help` has the options and examples.
+`alignedsched COMMAND --help` has the options and examples.
 """
 
 COMPARE_DESCRIPTION = """\
@@ -54,7 +58,7 @@ class UsageError(CallerError):
     """The command line is wrong."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises UsageError with one sentence instead of printing the usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
@@ -67,7 +71,7 @@ def _number(convert: Callable[[str], float], least: float, words: str, above: bo
             value = convert(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or value < least or (above and value == least):
+        if not is_number(value, least) or (above and value == least):
             raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}")
         return value
 
@@ -131,6 +135,12 @@ def _add_system(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--lanes", metavar="N", type=_SOME, help="GPUs or groups that decode (default: 1)")
     group.add_argument(
+        "--ranks",
+        metavar="N",
+        type=_SOME,
+        help="GPUs or groups of each decoding lane that step together: data-parallel attention (default: 1)",
+    )
+    group.add_argument(
         "--surface",
         metavar="{" + ",".join(SURFACES) + "}",
         help="what a decode step costs; gated is as measured for FlashAttention-type kernels (default: gated)",
@@ -147,15 +157,16 @@ def _add_system(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("result")
     group.add_argument("--json", metavar="FILE", help="also write everything as JSON (docs/json.md)")
+    group.add_argument("--record", metavar="DIR", help="keep a log of each policy's run in DIR (docs/story.md)")
     group.add_argument("-h", "--help", action="help", help="show this and leave")
 
 
-def _parsers() -> tuple[_Parser, _Parser]:
+def _parsers() -> tuple[Parser, Parser]:
     """The command's own parser, and the one of `compare`."""
     shape = argparse.RawDescriptionHelpFormatter
-    top = _Parser(
+    top = Parser(
         prog="alignedsched",
-        usage="alignedsched compare [options]",
+        usage="alignedsched COMMAND [options]",
         description=DESCRIPTION,
         formatter_class=shape,
         allow_abbrev=False,
@@ -163,7 +174,7 @@ def _parsers() -> tuple[_Parser, _Parser]:
     )
     top.add_argument("-h", "--help", action="help", help="show this and leave")
     top.add_argument("--version", action="version", version=f"alignedsched {_version()}", help="show the version")
-    compare = _Parser(
+    compare = Parser(
         prog="alignedsched compare",
         usage="alignedsched compare (--workload NAME | --trace FILE) [--policy P ...] [options]",
         description=COMPARE_DESCRIPTION,
@@ -187,9 +198,9 @@ def parse(argv: Sequence[str]) -> dict[str, object]:
     if not argv or argv[0].startswith("-"):
         _, rest = top.parse_known_args(argv)
         what = f"unknown option {rest[0]!r}" if rest else "say what to do"
-        raise UsageError(f"{what}; commands: compare (see `alignedsched --help`)")
+        raise UsageError(f"{what}; commands: {', '.join(COMMANDS)} (see `alignedsched --help`)")
     if argv[0] != "compare":
-        raise UsageError(f"unknown command {argv[0]!r}; known: compare")
+        raise UsageError(f"unknown command {argv[0]!r}; known: {', '.join(COMMANDS)}")
     given, rest = compare.parse_known_args(argv[1:])
     if rest and rest[0].startswith("-"):
         known = sorted(option for action in compare._actions for option in action.option_strings if len(option) > 2)

@@ -48,7 +48,7 @@ class JsonFile:
         """Write ``value`` and put the file in its place. Raises OSError when the disk refuses."""
         if self._path is None:
             return
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
         place = self._temporary or self._path
         with place.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)

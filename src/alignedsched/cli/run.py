@@ -13,6 +13,7 @@ from ..report.progress import ProgressLine
 from ..report.terminal import print_report
 from ..report.text import encodable, printable
 from ..sim.settings import CompareSettings, Progress
+from ..story.log import SUFFIX
 from .arguments import UsageError
 from .files import JsonFile
 
@@ -42,6 +43,17 @@ def _check_bad_rows(path: Path) -> None:
         raise UsageError(f"--skip-bad-rows {str(path)!r} cannot be written")
 
 
+def _check_record(path: Path) -> None:
+    """The folder for logs: there, writable, and without logs of another run."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--record {str(path)!r} is a file, not a folder")
+    if path.exists() and any(path.glob(f"*{SUFFIX}")):
+        raise UsageError(f"--record {str(path)!r} has logs of another run; choose a new folder, or remove them")
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"--record {str(path)!r} may not be written to")
+
+
 def _check_distinct(files: Mapping[str, Path]) -> None:
     """No output may overwrite the trace or the other output, by whatever name it is called."""
     seen: dict[str, str] = {}
@@ -65,6 +77,8 @@ def run_compare(options: Mapping[str, object], compare: Compare | None = None) -
         _check_trace(files["--trace"])
     if "--skip-bad-rows" in files:
         _check_bad_rows(files["--skip-bad-rows"])
+    if settings.record is not None:
+        _check_record(Path(settings.record))
     with JsonFile(files.get("--json")) as json_file:
         compare = compare or _load_compare()
         # What is loaded stays, and a run makes records that die young: fewer, smaller collections save a tenth.
@@ -77,6 +91,11 @@ def run_compare(options: Mapping[str, object], compare: Compare | None = None) -
             progress.clear()
         json_file.write(result)  # before the table: a reader of the table that goes away must not cost the result
     print_report(result, sys.stdout)
+    if settings.record is not None:
+        folder = printable(settings.record)
+        sys.stderr.write(
+            encodable(f"logs written to {folder}; `alignedsched replay {folder}` checks them\n", sys.stderr)
+        )
     if "--json" in files:
         where = printable(str(files["--json"]))
         sys.stderr.write(encodable(f"result written to {where}\n", sys.stderr))

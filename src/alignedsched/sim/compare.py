@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..metrics import Lanes, rate_for_load
 from ..registry import policy as policy_named
+from ..story.log import SUFFIX
 from ..workloads import Workload, read_trace
 from ..workloads import workload as built_in
 from .build import Built, build
@@ -33,13 +35,15 @@ def compare(settings: CompareSettings, progress: Progress | None = None) -> dict
         surface=settings.surface,
         staging=settings.staging,
         any_length=settings.any_length,
+        ranks=settings.ranks,
     )
     policies = [policy_named(name) for name in settings.policies]
     workload = arrange(_read(settings, progress), settings, built)
     runs = []
     for number, policy in enumerate(policies, 1):
         report = _Reporter(settings.policies[number - 1], number, len(policies), len(workload), progress)
-        figures = run(workload, built.cluster, built.costs, policy, tick=report.tick).figures
+        log = None if settings.record is None else _log(settings.record, number, settings.policies[number - 1])
+        figures = run(workload, built.cluster, built.costs, policy, tick=report.tick, record=log).figures
         figures["policy"] = settings.policies[number - 1]
         report.done(figures)
         runs.append(figures)
@@ -58,6 +62,7 @@ def compare(settings: CompareSettings, progress: Progress | None = None) -> dict
         "load": settings.load,
         "seed": settings.seed,
         "lanes": settings.lanes,
+        "ranks": settings.ranks,
         "rate_scale": settings.rate_scale,
         "offline": settings.offline,
         "staging": settings.staging,
@@ -91,6 +96,11 @@ class _Reporter:
                     **self._fixed,  # type: ignore[arg-type]
                 )
             )
+
+
+def _log(folder: str, number: int, policy: str) -> Path:
+    """Where a policy's log goes: a name that is safe in any file system, in the order of the runs."""
+    return Path(folder) / f"{number}-{re.sub('[^A-Za-z0-9_-]', '_', policy)[:60]}{SUFFIX}"
 
 
 def _read(settings: CompareSettings, progress: Progress | None) -> Workload:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,10 @@ from ..driver import drive
 from ..events import Arrived, CallerEvent, Event
 from ..metrics import Lanes, LatencyCollector, bound
 from ..plan import Outcome, Plan
+from ..policies.predict import Oracle
 from ..policies.protocols import Policy
 from ..scheduler import Scheduler
+from ..story import RecordedScheduler
 from ..workloads import Workload
 from .executor import SimulatedExecutor
 from .meter import LaneMeters
@@ -42,17 +47,25 @@ def run(
     *,
     tick: Tick | None = None,
     check_every: int | None = None,
+    published: Costs | None = None,
+    record: str | os.PathLike[str] | None = None,
     observe: Callable[[float, tuple[Event, ...], Plan], None] | None = None,
 ) -> RunResult:
-    """Simulate. Output lengths are known to the executor alone. ``check_every`` calls ``scheduler.check()`` so often.
+    """Simulate. Output lengths are known to the executor alone, and to an Oracle among the policy's watches.
 
-    ``costs`` given by lane id are not shown to the policy, and no bound is known for them (its figures are absent).
+    ``check_every`` calls ``scheduler.check()`` so often.
+
+    The policy sees ``published`` costs, else ``costs`` unless these are given by lane id; for such no bound is known
+    (its figures are absent). ``record`` is the path of an event log to write (see docs/story.md).
 
     O((requests + events) log n); a decode step in which nothing changes costs its share of one numpy call.
     """
     began = time.perf_counter()
-    scheduler = Scheduler(cluster, policy, None if isinstance(costs, dict) else costs)
+    shown = costs if published is None and not isinstance(costs, dict) else published
+    make = Scheduler if record is None else partial(RecordedScheduler, record)
+    scheduler = make(cluster, policy, shown)
     executor = SimulatedExecutor(cluster, costs)
+    oracles = [watch for watch in policy.watches if isinstance(watch, Oracle)]
     latency = LatencyCollector(cluster)
     meters = LaneMeters(cluster, scheduler)
     unserved: set[str] = set()
@@ -74,7 +87,8 @@ def run(
         if tick is not None and state["calls"] % TICK_EVERY == 0:
             tick(int(state["ended"]), now)
 
-    drive(scheduler, executor, _arrivals(workload, executor, cluster.max_positions), observe=watch)
+    with scheduler if isinstance(scheduler, RecordedScheduler) else nullcontext():
+        drive(scheduler, executor, _arrivals(workload, (executor, *oracles), cluster.max_positions), observe=watch)
     start = float(workload.arrival_s[0]) if len(workload) else 0.0
     simulated = max(0.0, state["last"] - start)
     figures = {
@@ -102,11 +116,12 @@ def effective_outputs(workload: Workload, max_positions: int) -> np.ndarray[Any,
 
 
 def _arrivals(
-    workload: Workload, executor: SimulatedExecutor, max_positions: int
+    workload: Workload, knowers: Sequence[SimulatedExecutor | Oracle], max_positions: int
 ) -> Iterator[tuple[float, CallerEvent]]:
-    """Requests as they arrive; the executor, and nobody else, hears of their output lengths."""
+    """Requests as they arrive; the executor hears of their output lengths, and beside it only a policy's oracle."""
     for request, output in workload.requests():
-        executor.expect(request.id, max(1, min(output, max_positions - request.prompt_tokens)))
+        for knower in knowers:
+            knower.expect(request.id, max(1, min(output, max_positions - request.prompt_tokens)))
         yield request.arrival, Arrived(request)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,28 +9,33 @@ from attrs import field, frozen
 
 from ..errors import ConfigError
 from ..load import SURFACES
+from ..outside import MAX_COUNT, is_count, is_number, show
 
 TOPOLOGIES = ("colocated", "disaggregated")
 DEFAULT_POLICIES = ("fcfs", "density_first")
 DEFAULT_LOAD = 0.9
+MOST_REQUESTS = 10**8  # synthesised: some gigabytes
+MOST_DEVICES = 256  # that decode: with as many that prefill, every one of them is linked to every other
 
 _Validator = Callable[[Any, Any, Any], None]
 
 
 def _fail(attribute: Any, value: object, allowed: str) -> ConfigError:
-    return ConfigError(f"{attribute.name} must be {allowed}, got {value!r}")
+    return ConfigError(f"{attribute.name} must be {allowed}, got {show(value)}")
 
 
-def _whole(minimum: int) -> _Validator:
+def _whole(minimum: int, most: int = MAX_COUNT) -> _Validator:
+    allowed = f"of at least {minimum}" if most == MAX_COUNT else f"from {minimum} to {most}"
+
     def validate(instance: object, attribute: Any, value: object) -> None:
-        if type(value) is not int or value < minimum:
-            raise _fail(attribute, value, f"a whole number of at least {minimum}")
+        if not is_count(value, minimum, most):
+            raise _fail(attribute, value, f"a whole number {allowed}")
 
     return validate
 
 
 def _positive(instance: object, attribute: Any, value: Any) -> None:
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+    if not is_number(value, 0) or not value:
         raise _fail(attribute, value, "a finite number above 0")
 
 
@@ -43,7 +47,7 @@ def _text(instance: object, attribute: Any, value: object) -> None:
 def _one_of(choices: tuple[str, ...]) -> _Validator:
     def validate(instance: object, attribute: Any, value: object) -> None:
         if value not in choices:
-            raise ConfigError(f"unknown {attribute.name} {value!r}; known: {', '.join(choices)}")
+            raise ConfigError(f"unknown {attribute.name} {show(value)}; known: {', '.join(choices)}")
 
     return validate
 
@@ -59,7 +63,7 @@ def _policies(instance: object, attribute: Any, value: object) -> None:
     for position, name in enumerate(value):
         _text(instance, attribute, name)
         if name in value[:position]:
-            raise ConfigError(f"policy {name!r} is named twice; each policy is compared once")
+            raise ConfigError(f"policy {show(name)} is named twice; each policy is compared once")
 
 
 def _maybe(validator: _Validator) -> _Validator:
@@ -92,16 +96,20 @@ class CompareSettings:
     model: str = field(default="llama-3.1-8b", validator=_text)
     topology: str = field(default="colocated", validator=_one_of(TOPOLOGIES))
     lanes: int = field(default=1, validator=_whole(1))  # decoding lanes
+    ranks: int = field(default=1, validator=_whole(1))  # of each decoding lane: GPUs or groups that step together
     surface: str = field(default="gated", validator=_one_of(SURFACES))
     rate_scale: float | None = field(default=None, validator=_maybe(_positive))  # 2.0: arrivals twice as fast
     offline: bool = field(default=False, validator=_flag)  # every request is there at time 0
     load: float | None = field(validator=_maybe(_positive))  # bound on the time of the work / span of the arrivals
     limit: int | None = field(default=None, validator=_maybe(_whole(1)))  # only the first so many requests
-    requests: int | None = field(default=None, validator=_maybe(_whole(1)))  # size of a synthesised workload
+    requests: int | None = field(
+        default=None, validator=_maybe(_whole(1, MOST_REQUESTS))
+    )  # size of a synthesised workload
     seed: int = field(default=0, validator=_whole(0))
     any_length: bool = field(default=False, validator=_flag)  # ignore the model's limit on positions
     staging: bool = field(default=True, validator=_flag)  # helper devices may hold KV ahead of a switch
     skip_bad_rows: str | None = field(default=None, validator=_maybe(_text))  # file that takes a trace's bad rows
+    record: str | None = field(default=None, validator=_maybe(_text))  # folder that takes a log of each run
 
     @load.default
     def _default_load(self) -> float | None:
@@ -121,13 +129,15 @@ class CompareSettings:
             raise ConfigError(
                 f"load, rate_scale and offline exclude each other: give one of them, got {' and '.join(said) or 'none'}"
             )
+        if self.lanes * self.ranks > MOST_DEVICES:
+            raise ConfigError(f"lanes times ranks must be at most {MOST_DEVICES}, got {self.lanes} and {self.ranks}")
         for name in ("format", "skip_bad_rows"):
             if self.trace is None and getattr(self, name) is not None:
-                raise ConfigError(f"{name} is for a trace file, but workload {self.workload!r} is built in")
+                raise ConfigError(f"{name} is for a trace file, but workload {show(self.workload)} is built in")
         if self.trace is not None and self.requests is not None:
             raise ConfigError("requests is the size of a synthesised workload; with a trace use limit")
         if self.trace is not None and self.trace == self.skip_bad_rows:
-            raise ConfigError(f"skip_bad_rows must not be the trace itself ({self.trace!r})")
+            raise ConfigError(f"skip_bad_rows must not be the trace itself ({show(self.trace)})")
 
 
 @frozen(kw_only=True)
