@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .admission import ArrivalOrder
+from .buckets import buckets
+from .cost_aligned import cost_aligned
 from .density_first import density_first
 from .fcfs import ContinuousBatching, fcfs
 from .protocols import (
@@ -18,6 +20,8 @@ from .protocols import (
     Transfer,
 )
 from .residency import DirectResidency
+from .sjf import sjf, sjf_oracle
+from .waves import waves
 
 __all__ = [
     "Admission",
@@ -33,6 +37,11 @@ __all__ = [
     "Sacrifice",
     "Take",
     "Transfer",
+    "buckets",
+    "cost_aligned",
     "density_first",
     "fcfs",
+    "sjf",
+    "sjf_oracle",
+    "waves",
 ]

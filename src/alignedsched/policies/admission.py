@@ -6,12 +6,15 @@ and new requests while tokens, seats and blocks last; the first that does not fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from attrs import frozen
+from attrs import field, frozen
 
+from ..narrator import Reason
+from ..queue import Waiting
 from ..request import Request
 from ..views import LaneView
+from .options import flag, whole
 from .protocols import Take
 
 
@@ -24,9 +27,9 @@ class ArrivalOrder:
     against the lane's ``max_members``; a policy that pools them does not.
     """
 
-    token_budget: int | None = None
-    by_priority: bool = False
-    seats: bool = True
+    token_budget: int | None = field(default=None, validator=whole(1, none=True))
+    by_priority: bool = field(default=False, validator=flag())
+    seats: bool = field(default=True, validator=flag())
 
     def rank(self, request: Request) -> float:
         return -float(request.priority) if self.by_priority else 0.0
@@ -36,20 +39,18 @@ class ArrivalOrder:
         prefilling = view.prefilling
         if not prefilling and not len(view.queue):
             return
-        lane, ranks = view.lane, view.ranks
-        budget = min(self.token_budget or lane.max_tokens, lane.max_tokens)
+        ranks, budget = view.ranks, self._budget(view)
         tokens = [budget - len(rank.batch) for rank in ranks]
-        free = [rank.free for rank in ranks]
-        seats = [lane.max_members - len(rank.batch) - rank.waiting for rank in ranks]
+        free, seats = self._free(view), self._seats(view)
         for begun in prefilling:
             take = min(begun.remaining, tokens[begun.rank])
             if take > 0:
                 tokens[begun.rank] -= take
                 yield Take(begun.request, take, begun.rank)
-        if self.seats and view.role.decodes and len(view.pool):
-            return  # who was preempted with its KV goes on before anybody new begins
+        if self._gives_way(view):
+            return
         share = even_share(view, len(view.queue)) if view.role.decodes else len(view.queue)
-        for waiting in view.queue:
+        for waiting in self._in_turn(view):
             if share <= 0:
                 return
             if not view.eligible(waiting.request):
@@ -67,6 +68,44 @@ class ArrivalOrder:
             seats[rank] -= 1
             share -= 1
             yield Take(waiting.request.id, take, rank)
+
+    def _in_turn(self, view: LaneView) -> Iterable[Waiting]:
+        """Who waits, in the order in which to begin."""
+        return view.queue
+
+    def _budget(self, view: LaneView) -> int:
+        """Tokens of one rank's step."""
+        return min(self.token_budget or view.lane.max_tokens, view.lane.max_tokens)
+
+    def _free(self, view: LaneView) -> list[int]:
+        """Blocks that new requests may take on each rank."""
+        return [rank.free for rank in view.ranks]
+
+    def _seats(self, view: LaneView) -> list[int]:
+        """Seats left on each rank."""
+        return [view.lane.max_members - len(rank.batch) - rank.waiting for rank in view.ranks]
+
+    def _gives_way(self, view: LaneView) -> bool:
+        """Whether nobody new begins: who was preempted with its KV goes on before."""
+        return self.seats and view.role.decodes and len(view.pool) > 0
+
+    def held_back(self, view: LaneView, first: Waiting, ordered: int) -> Reason | None:
+        """Why the first that still queues did not begin, after so many prefill tokens were ordered; see HoldsBack."""
+        lane, ranks = view.lane, view.ranks
+        if self._gives_way(view):
+            return Reason("pooled requests go on before anybody new begins", len(view.pool))
+        if self.seats and max(self._seats(view)) <= 0:
+            return Reason(f"all seats of {lane.id} were taken, {lane.max_members} a rank")
+        free, roomiest = max((blocks, rank.tier) for blocks, rank in zip(self._free(view), ranks, strict=True))
+        short = view.layout.blocks(first.prefill_tokens + 1) - free
+        if short > 0:
+            return Reason(f"blocks short on {roomiest}", short)
+        budget = min(self.token_budget or lane.max_tokens, lane.max_tokens)
+        if ordered >= sum(budget - len(rank.batch) for rank in ranks):
+            return Reason(f"all {budget:,} tokens of a step of {lane.id} were taken")
+        if view.role.decodes and not even_share(view, len(view.queue)):
+            return Reason(f"{lane.id} has its even share of the load already")
+        return None
 
 
 def even_share(view: LaneView, waiting: int) -> int:

@@ -108,7 +108,8 @@ class Round:
         elif not room.candidates and (due is not None or len(self.view.pool) - len(self.joins) >= settings.k_min):
             self.fresh = self._form(due)
             self.memory = evolve(memory, chosen=now)
-            self.why = self.why or "the next batch"
+            around = "" if due is None else ", around the longest waiting of an overdue class"
+            self.why = self.why or f"a next batch of {len(self.fresh)} was chosen{around}"
 
     def _refill(self, due: int | None) -> int | None:
         """Near requests into the running batch; returns the overdue class unless its longest-waiting joined."""
@@ -118,7 +119,7 @@ class Round:
         median = room.median(frozenset(self.memory.old))
         if median is None:
             return due
-        reach = int(max(self.settings.near_tokens, self.settings.near_share * median))
+        reach = self.settings.reach(median)
         first = self._overdue_nearby(due, median, reach)
         near = (r for r in pool.nearest(median, median) if r != first and room.usable(r))
         joined = 0
@@ -130,7 +131,7 @@ class Round:
             joined += 1
             self.joins.append(request)
         if joined:
-            self.why = "near the running batch's length"
+            self.why = f"within {reach:,} tokens of the batch's median of {median:,}"
         if first and first in self.joins:
             self._draw([first])
             return guard.overdue(self.clocks, self.view.now, self.settings.guard_s)

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 from attrs import field, frozen
 
-from ..errors import CallerError, ConfigError
+from ..errors import CallerError
+from ..outside import is_number, show
 from ..request import RequestId
+from .options import number
 from .protocols import PlainData
-
-
-def _number(low: float, high: float, *, none: bool = False) -> Callable[[object, object, object], None]:
-    def validate(instance: object, attribute: object, value: object) -> None:
-        if none and value is None:
-            return
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not low <= value <= high:  # type: ignore[operator]
-            name = f"{type(instance).__name__}.{getattr(attribute, 'name', '')}"
-            raise ConfigError(f"{name} must be a number from {low:g} to {high:g}{' or None' * none}, got {value!r}")
-
-    return validate
 
 
 @frozen
@@ -36,21 +23,25 @@ class Settings:
     bound); ``dwell_s``: the least time between two switches. Seconds on the caller's clock.
     """
 
-    batch_share: float = field(default=0.4, validator=_number(0.001, 1.0))  # arXiv 2605.23389: 40 % of the blocks
-    k_min: int = field(default=36, validator=_number(1, math.inf))  # the same, evaluation: 36 requests
-    mix_share: float = field(default=0.8, validator=_number(0.0, 1.0))  # two batches of 40 %
-    near_share: float = field(default=0.25, validator=_number(0.0, math.inf))
-    near_tokens: int = field(default=512, validator=_number(0, math.inf))
-    drain_share: float = field(default=0.5, validator=_number(0.0, 1.0))
-    guard_s: float | None = field(default=30.0, validator=_number(0.0, math.inf, none=True))
-    patience_s: float | None = field(default=30.0, validator=_number(0.0, math.inf, none=True))
-    dwell_s: float = field(default=0.25, validator=_number(0.0, math.inf))
+    batch_share: float = field(default=0.4, validator=number(0.001, 1.0))  # arXiv 2605.23389: 40 % of the blocks
+    k_min: int = field(default=36, validator=number(1))  # the same, evaluation: 36 requests
+    mix_share: float = field(default=0.8, validator=number(0.0, 1.0))  # two batches of 40 %
+    near_share: float = field(default=0.25, validator=number(0.0, 1e9))
+    near_tokens: int = field(default=512, validator=number(0))
+    drain_share: float = field(default=0.5, validator=number(0.0, 1.0))
+    guard_s: float | None = field(default=30.0, validator=number(0.0, none=True))
+    patience_s: float | None = field(default=30.0, validator=number(0.0, none=True))
+    dwell_s: float = field(default=0.25, validator=number(0.0))
+
+    def reach(self, median: int) -> int:
+        """How far in tokens from a batch's median length a request is near it."""
+        return int(max(self.near_tokens, self.near_share * median))
 
 
 def read_seconds(what: str, value: object) -> float:
     """A finite number of seconds out of plain data. Raises CallerError naming ``what``."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise CallerError(f"density_first: {what} of its state must be finite seconds, got {value!r}")
+    if not is_number(value):
+        raise CallerError(f"density_first: {what} of its state must be finite seconds, got {show(value)}")
     return float(value)
 
 
@@ -71,12 +62,15 @@ class LaneMemory:
         """Raises CallerError naming the lane and the key."""
         keys = {"old", "since", "chosen", "turning"}
         if not isinstance(plain, dict) or plain.keys() != keys:
-            raise CallerError(f"density_first: lanes[{lane!r}] of its state needs {sorted(keys)}, got {plain!r:.99}")
+            raise CallerError(
+                f"density_first: lanes[{show(lane)}] of its state needs {sorted(keys)}, got {show(plain)}"
+            )
         old, turning = plain["old"], plain["turning"]
-        if not isinstance(old, list) or not isinstance(turning, bool):
-            raise CallerError(f"density_first: lanes[{lane!r}]: 'old' must be a list of ids, 'turning' a bool")
+        ids = [request for request in old if isinstance(request, str)] if isinstance(old, list) else []
+        if ids != old or not isinstance(turning, bool):
+            raise CallerError(f"density_first: lanes[{show(lane)}]: 'old' must be a list of ids, 'turning' a bool")
         times = [
-            None if plain[key] is None else read_seconds(f"lanes[{lane!r}][{key!r}]", plain[key])
+            None if plain[key] is None else read_seconds(f"lanes[{show(lane)}][{key!r}]", plain[key])
             for key in ("since", "chosen")
         ]
-        return LaneMemory(tuple(map(str, old)), times[0], times[1], turning)
+        return LaneMemory(tuple(ids), times[0], times[1], turning)

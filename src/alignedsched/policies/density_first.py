@@ -14,12 +14,15 @@ from itertools import chain
 
 from ..cluster import HOST
 from ..errors import CallerError
+from ..narrator import Reason
+from ..outside import show
 from ..request import RequestId
 from ..views import LaneView
 from . import guard
 from .aligned_round import Round
 from .aligned_settings import LaneMemory, Settings, read_seconds
 from .formation import DensestClass, Formation
+from .lane_room import LaneRoom
 from .pooled_admission import PooledOrder
 from .protocols import Composition, PlainData, Policy, Sacrifice
 from .staging import StagedResidency
@@ -46,6 +49,19 @@ class AlignedBatching:
         memory = self._lanes.get(view.lane.id, LaneMemory())
         clocks = guard.tick(self._clocks, view.pool, view.now)
         return Round(self.settings, self.formation, view, clocks, memory).decide()
+
+    def passed_over(self, view: LaneView, request: RequestId) -> Reason | None:
+        """Why a pooled request was left in the pool; see PassesOver."""
+        room = LaneRoom.of(view, self.settings.batch_share)
+        if room.idle:
+            return None
+        if room.used >= room.batch_blocks:
+            return Reason(f"blocks were the batch's on {view.lane.id}, which may have {room.batch_blocks:,}", room.used)
+        median = room.median(frozenset(self._lanes.get(view.lane.id, LaneMemory()).old))
+        away = 0 if median is None else abs(view.pool.length(request) - median)
+        if median is not None and away > self.settings.reach(median):
+            return Reason(f"tokens from the median length on {view.lane.id}, too far to refill that batch", away)
+        return None
 
     def victims(self, view: LaneView, rank: int, blocks: int) -> Iterator[tuple[RequestId, Sacrifice]]:
         """The longest of the old batch first, then the longest of the running one; to the host while it has room."""
@@ -76,13 +92,13 @@ class AlignedBatching:
 
 def _read(state: PlainData) -> tuple[dict[str, float], dict[str, LaneMemory]]:
     if not isinstance(state, dict) or not state.keys() >= {"clocks", "lanes"}:
-        raise CallerError(f"density_first: its state is a dict with 'clocks' and 'lanes', got {state!r:.200}")
+        raise CallerError(f"density_first: its state is a dict with 'clocks' and 'lanes', got {show(state)}")
     clocks, lanes = state["clocks"], state["lanes"]
     if not isinstance(clocks, dict) or any(key not in guard.KEYS for key in clocks):
         raise CallerError(f"density_first: 'clocks' of its state maps '0' to '{guard.CLASSES - 1}' to seconds")
     if not isinstance(lanes, dict):
-        raise CallerError(f"density_first: 'lanes' of its state maps lane ids to memories, got {lanes!r:.200}")
-    times = {key: read_seconds(f"clocks[{key!r}]", value) for key, value in clocks.items()}
+        raise CallerError(f"density_first: 'lanes' of its state maps lane ids to memories, got {show(lanes)}")
+    times = {key: read_seconds(f"clocks[{show(key)}]", value) for key, value in clocks.items()}
     return times, {lane: LaneMemory.from_plain(lane, plain) for lane, plain in lanes.items()}
 
 

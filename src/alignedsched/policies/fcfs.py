@@ -8,14 +8,16 @@ goes directly to a decode lane; lanes share what waits evenly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..request import RequestId
 from ..views import LaneView, RankView
 from .admission import ArrivalOrder, even_share
+from .options import flag
 from .protocols import Composition, PlainData, Policy, Sacrifice
+from .rank_balance import RankOrder
 from .residency import DirectResidency
 
 WATERMARK = 0.01  # vLLM's block manager before its v1 engine (`watermark` of SchedulerConfig's time)
@@ -27,7 +29,7 @@ _NOTHING = Composition()
 class ContinuousBatching:
     """Everything that fits decodes, in order of arrival."""
 
-    swap: bool = False
+    swap: bool = field(default=False, validator=flag())
 
     def compose(self, view: LaneView) -> Composition:
         """O(requests that join)."""
@@ -40,15 +42,26 @@ class ContinuousBatching:
         seats -= len(joins)
         if seats > 0 and len(view.pool):
             share = seats if view.role.prefills else even_share(view, len(view.pool))
-            joins += self._from_pool(view, ranks, min(seats, share))
+            joins += self.from_pool(view, ranks, min(seats, share), self._in_turn(view))
         return Composition(joins=joins, why="everything that fits decodes") if joins else _NOTHING
 
-    def _from_pool(self, view: LaneView, ranks: Sequence[RankView], seats: int) -> Iterator[RequestId]:
+    def _in_turn(self, view: LaneView) -> Iterable[RequestId]:
+        """Pooled requests in the order in which they join."""
+        return view.pool.by_order()
+
+    def from_pool(
+        self, view: LaneView, ranks: Sequence[RankView], seats: int, in_turn: Iterable[RequestId], keeps: int = 0
+    ) -> Iterator[RequestId]:
+        """Those of ``in_turn`` that find a seat and room, up to the first that does not.
+
+        At least ``keeps`` blocks stay free of what is copied in from elsewhere.
+        """
         free = {rank.tier: rank.free for rank in ranks}
         # KV is only copied in where it can stay for a while: one block per member, or the share vLLM once kept free.
         headroom = max(max(len(r.batch), int(WATERMARK * r.capacity)) if len(r.batch) else 0 for r in ranks)
+        headroom = max(headroom, keeps)
         blocks = view.layout.blocks
-        for request in view.pool.by_order():
+        for request in in_turn:
             if seats <= 0:
                 return
             tiers = view.entry(request).tiers
@@ -70,10 +83,13 @@ class ContinuousBatching:
         return device is not None and device.role.decodes
 
     def victims(self, view: LaneView, rank: int, blocks: int) -> Iterator[tuple[RequestId, Sacrifice]]:
-        """Newest arrival first, also among those still in prefill. O(n log n)."""
+        """Newest arrival first, also among those still in prefill or just prefilled. O(n log n)."""
         how = Sacrifice.PARK if self.swap else Sacrifice.RECOMPUTE
         holders = [(view.entry(member).order, member) for member in view.ranks[rank].batch]
         holders += [(begun.order, begun.request) for begun in view.prefilling if begun.rank == rank]
+        if not self.swap:  # with it, pooled KV is on its way to the host, which costs less than computing it again
+            tier, pooled = view.ranks[rank].tier, ((view.entry(request), request) for request in view.resident)
+            holders += [(entry.order, request) for entry, request in pooled if tier in entry.tiers]
         return ((request, how) for _, request in sorted(holders, reverse=True))
 
     def taken(self, view: LaneView, composition: Composition) -> None:
@@ -86,15 +102,19 @@ class ContinuousBatching:
         """Nothing to restore."""
 
 
-def fcfs(*, swap: bool = False, token_budget: int | None = None, by_priority: bool = False) -> Policy:
+def fcfs(
+    *, swap: bool = False, token_budget: int | None = None, by_priority: bool = False, place: str = "seats"
+) -> Policy:
     """Plain continuous batching as a whole policy.
 
     ``swap`` copies a preempted request's KV to the host instead of computing it again; ``token_budget`` bounds the
-    tokens of a step (default: the lane's); ``by_priority`` orders the queue by ``Request.priority`` first.
+    tokens of a step (default: the lane's); ``by_priority`` orders the queue by ``Request.priority`` first. ``place``
+    says which rank of a lane a request goes to: the one with most free ``seats``, or as ``RankOrder`` has it
+    (``least``, ``round_robin``).
     """
-    return Policy(
-        "fcfs",
-        ArrivalOrder(token_budget=token_budget, by_priority=by_priority),
-        ContinuousBatching(swap=swap),
-        DirectResidency(to_host="short" if swap else "never"),
-    )
+    residency = DirectResidency(to_host="short" if swap else "never")
+    if place == "seats":
+        admission = ArrivalOrder(token_budget=token_budget, by_priority=by_priority)
+        return Policy("fcfs", admission, ContinuousBatching(swap=swap), residency)
+    placed = RankOrder(token_budget, by_priority, place)
+    return Policy("fcfs", placed, ContinuousBatching(swap=swap), residency, watches=(placed,))

@@ -21,10 +21,10 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from ..errors import ConfigError
 from ..pool import FANOUT, LEVELS, LONGEST, class_of, class_width
 from ..request import RequestId
 from ..views import LaneView, PoolReader
+from .options import whole
 
 Drawn = Callable[[int, int], float]  # (level, class) -> when a batch was last drawn from it
 ANCHOR_LEVEL = 3  # 64 classes of 1,024 tokens: where a search around one request starts
@@ -62,15 +62,6 @@ def class_span(level: int, index: int) -> tuple[int, int | None]:
     return index * width + 1, None if high == LONGEST else high + 1
 
 
-def _at_least(minimum: int) -> Callable[[object, object, object], None]:
-    def validate(instance: object, attribute: object, value: object) -> None:
-        if type(value) is not int or value < minimum:
-            name = f"{type(instance).__name__}.{getattr(attribute, 'name', '')}"
-            raise ConfigError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-
-    return validate
-
-
 @frozen
 class DensestClass:
     """The densest length class that fits. O(levels · fan-out + requests taken) a batch.
@@ -79,8 +70,8 @@ class DensestClass:
     for each member beyond those of its next step. Raises ConfigError naming the field for a value out of range.
     """
 
-    k_min: int = field(default=36, validator=_at_least(1))  # arXiv 2605.23389, evaluation: 36 requests
-    headroom: int = field(default=1, validator=_at_least(0))
+    k_min: int = field(default=36, validator=whole(1))  # arXiv 2605.23389, evaluation: 36 requests
+    headroom: int = field(default=1, validator=whole(0))
 
     def form(
         self,

@@ -14,19 +14,12 @@ from collections.abc import Iterator, Sequence
 from attrs import field, frozen
 
 from ..cluster import HOST
-from ..errors import ConfigError
+from ..narrator import Reason
+from ..queue import Waiting
 from ..request import Request
 from ..views import LaneView, RankView
+from .options import flag, number, whole
 from .protocols import Take
-
-
-def _share(instance: object, attribute: object, value: float | None) -> None:
-    name = getattr(attribute, "name", "")
-    top = 1.0 if name != "pool_batches" else float("inf")
-    if name == "pool_batches" and value is None:
-        return
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value <= top:
-        raise ConfigError(f"{type(instance).__name__}.{name} must be a number from 0 to {top:g}, got {value!r}")
 
 
 @frozen
@@ -38,11 +31,11 @@ class PooledOrder:
     (``None``: no such bound): a deeper pool aligns better, but its KV has to be carried to the host and back.
     """
 
-    token_budget: int | None = None
-    by_priority: bool = False
-    batch_share: float = field(default=0.4, validator=_share)
-    growth_share: float = field(default=0.1, validator=_share)
-    pool_batches: float | None = field(default=8.0, validator=_share)
+    token_budget: int | None = field(default=None, validator=whole(1, none=True))
+    by_priority: bool = field(default=False, validator=flag())
+    batch_share: float = field(default=0.4, validator=number(0.0, 1.0))
+    growth_share: float = field(default=0.1, validator=number(0.0, 1.0))
+    pool_batches: float | None = field(default=8.0, validator=number(0.0, none=True))
 
     def rank(self, request: Request) -> float:
         return -float(request.priority) if self.by_priority else 0.0
@@ -78,6 +71,25 @@ class PooledOrder:
                 busy = True  # the first request of an idle lane may take all there is, those behind it may not
                 free = [left - self._reserve(view, r, True) for left, r in zip(free, ranks, strict=True)]
             yield Take(waiting.request.id, take, rank)
+
+    def held_back(self, view: LaneView, first: Waiting, ordered: int) -> Reason | None:
+        """Why the first that still queues did not begin, after so many prefill tokens were ordered; see HoldsBack."""
+        lane, ranks = view.lane, view.ranks
+        if view.role.decodes and self._deep(view, ranks):
+            return Reason(
+                f"requests fill the pool to its bound of {self.pool_batches:g} batches a lane", len(view.pool)
+            )
+        budget = min(self.token_budget or lane.max_tokens, lane.max_tokens)
+        if ordered >= sum(budget - len(rank.batch) for rank in ranks):
+            return Reason(f"all {budget:,} tokens of a step of {lane.id} were taken")
+        busy = bool(view.prefilling or len(view.pool) or view.joining or view.candidates or view.expected)
+        kept = {rank.tier: self._reserve(view, rank, busy) for rank in ranks}
+        roomiest = max(ranks, key=lambda rank: rank.free - kept[rank.tier])
+        tier = roomiest.tier
+        short = view.layout.blocks(first.prefill_tokens + 1) - (roomiest.free - kept[tier])
+        if short <= 0:
+            return None
+        return Reason(f"blocks short on {tier}{' beside what its batch is to have' if kept[tier] else ''}", short)
 
     def _deep(self, view: LaneView, ranks: Sequence[RankView]) -> bool:
         if self.pool_batches is None:

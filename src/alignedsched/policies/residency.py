@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
 from ..cluster import HOST
 from ..views import LaneView
+from .options import number, one_of
 from .protocols import Evict, Transfer
 
 TO_HOST = ("never", "short", "always")
@@ -22,8 +23,10 @@ TO_HOST = ("never", "short", "always")
 class DirectResidency:
     """Direct copies only. O(joining + resident requests) a call."""
 
-    to_host: str = field(default="short", validator=validators.in_(TO_HOST))
-    short_share: float = 0.1  # a device is short below this share of free blocks
+    to_host: str = field(default="short", validator=one_of(TO_HOST))
+    short_share: float = field(
+        default=0.1, validator=number(0.0, 1.0)
+    )  # a device is short below this share of free blocks
 
     def place(self, view: LaneView) -> Iterator[Transfer | Evict]:
         yield from fetch_joining(view)

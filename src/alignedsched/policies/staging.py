@@ -11,11 +11,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
 from ..cluster import HOST, TierId
 from ..request import RequestId
 from ..views import LaneView
+from .options import flag, number, one_of
 from .protocols import Evict, Transfer
 from .residency import TO_HOST, fetch_joining, is_short
 
@@ -28,10 +29,12 @@ class StagedResidency:
     O(joining + resident + requests to stage + log candidates) a call.
     """
 
-    to_host: str = field(default="always", validator=validators.in_(TO_HOST))
-    short_share: float = 0.5  # a device is short below this share of free blocks; above what admission leaves free
-    staging: bool = True
-    lead_s: float = 1.0  # a running lane is expected to want its candidates so many seconds from now
+    to_host: str = field(default="always", validator=one_of(TO_HOST))
+    # a device is short below this share of free blocks; above what admission leaves free
+    short_share: float = field(default=0.5, validator=number(0.0, 1.0))
+    staging: bool = field(default=True, validator=flag())
+    # a running lane is expected to want its candidates so many seconds from now
+    lead_s: float = field(default=1.0, validator=number(0.0))
 
     def place(self, view: LaneView) -> Iterator[Transfer | Evict]:
         """See Residency."""

@@ -1,0 +1,87 @@
+"""What ``cost_aligned`` remembers, and the same as plain data."""
+
+from __future__ import annotations
+
+from attrs import evolve, field, frozen
+
+from ..errors import CallerError
+from ..outside import is_number, show
+from .protocols import PlainData
+from .rounds import Turn
+from .sorted_waves import Wave
+
+
+@frozen
+class Backlog:
+    """The order of what waits: the wave (None: order of arrival), and when the gate was asked last (seconds)."""
+
+    wave: Wave | None = None
+    asked: float | None = None
+
+
+@frozen
+class LaneMemory:
+    """Of a lane: whose turn it is (None: all run together), and when that was last looked at (seconds)."""
+
+    turn: Turn | None = None
+    looked: float | None = None
+
+
+@frozen
+class Memory:
+    """Backlogs by what waits ("queue", "pool"), and lanes by id."""
+
+    backlogs: dict[str, Backlog] = field(factory=dict)
+    lanes: dict[str, LaneMemory] = field(factory=dict)
+
+    def backlog(self, name: str) -> Backlog:
+        return self.backlogs.get(name, _NO_BACKLOG)
+
+    def lane(self, lane: str) -> LaneMemory:
+        return self.lanes.get(lane, _NO_LANE)
+
+    def with_backlog(self, name: str, backlog: Backlog) -> Memory:
+        return self if backlog is self.backlog(name) else evolve(self, backlogs={**self.backlogs, name: backlog})
+
+    def with_lane(self, lane: str, kept: LaneMemory) -> Memory:
+        return self if kept is self.lane(lane) else evolve(self, lanes={**self.lanes, lane: kept})
+
+    def plain(self) -> PlainData:
+        """As plain data. O(requests of the waves + lanes)."""
+        backlogs: dict[str, PlainData] = {
+            name: [None if backlog.wave is None else backlog.wave.plain(), backlog.asked]
+            for name, backlog in self.backlogs.items()
+        }
+        lanes: dict[str, PlainData] = {
+            lane: [None if kept.turn is None else kept.turn.plain(), kept.looked] for lane, kept in self.lanes.items()
+        }
+        return {"backlogs": backlogs, "lanes": lanes}
+
+    @staticmethod
+    def from_plain(plain: PlainData) -> Memory:
+        """Raises CallerError naming what is no such state."""
+        if not isinstance(plain, dict) or plain.keys() != {"backlogs", "lanes"}:
+            raise CallerError(f"cost_aligned: its state is a dict of 'backlogs' and 'lanes', got {show(plain)}")
+        backlogs = {
+            name: Backlog(None if first is None else Wave.from_plain(first), second)
+            for name, (first, second) in _pairs("backlogs", plain["backlogs"]).items()
+        }
+        lanes = {
+            lane: LaneMemory(None if first is None else Turn.from_plain(first), second)
+            for lane, (first, second) in _pairs("lanes", plain["lanes"]).items()
+        }
+        return Memory(backlogs, lanes)
+
+
+_NO_BACKLOG, _NO_LANE = Backlog(), LaneMemory()
+
+
+def _pairs(what: str, plain: PlainData) -> dict[str, tuple[PlainData, float | None]]:
+    if not isinstance(plain, dict):
+        raise CallerError(f"cost_aligned: {what!r} of its state must be a dict, got {show(plain)}")
+    pairs: dict[str, tuple[PlainData, float | None]] = {}
+    for name, pair in plain.items():
+        if not isinstance(pair, list) or len(pair) != 2 or not (pair[1] is None or is_number(pair[1])):
+            raise CallerError(f"cost_aligned: {what}[{name!r}] of its state: a pair with seconds, got {show(pair)}")
+        pairs[name] = (pair[0], pair[1])
+    return pairs

@@ -1,0 +1,144 @@
+"""A cost surface as it is believed to be: the published one, its parts corrected by factors.
+
+The published surface is a model with structure (rooflines, host time, tables) that a few numbers could not hold. So a
+correction scales its parts instead of replacing them: what a step costs beside decode attention, decode attention per
+token, and the longest member's own time, with the number of members from which that binds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from ..load import Costs, Load, check_uniform
+from .protocols import PlainData
+
+if TYPE_CHECKING:
+    from ..arrays import FloatArray
+
+MANY = 4096  # members: beyond any gate
+FAR = 1_000_000  # tokens: the longest member's time is told by its slope
+_MEMO_SIZE = 8192
+
+
+@frozen
+class Parts:
+    """What one load costs, taken apart: ``base`` beside decode attention, attention if balanced, and if padded."""
+
+    n: int
+    longest: int
+    base: float
+    even: float
+    padded: float
+
+
+@frozen
+class Correction:
+    """Factors on the published parts (``base``, ``even``), and the longest member's seconds per token.
+
+    ``gate``: members from which the longest binds (inf: never). ``padded``: attention is paid for members times the
+    longest, and no longest member binds beyond that.
+    """
+
+    base: float = 1.0
+    even: float = 1.0
+    longest: float = 0.0
+    gate: float = math.inf
+    padded: bool = False
+
+    def seconds(self, parts: Parts) -> float:
+        """A step's seconds. O(1)."""
+        attention = self.even * (parts.padded if self.padded else parts.even)
+        if not self.padded and parts.n >= self.gate:
+            attention = max(attention, self.longest * parts.longest)
+        return self.base * parts.base + attention
+
+    @property
+    def surface(self) -> str:
+        """The name of the corrected surface."""
+        if self.padded:
+            return "padded"
+        return "balanced" if math.isinf(self.gate) else "unsplit" if self.gate <= 1 else "gated"
+
+    def plain(self) -> PlainData:
+        gate = None if math.isinf(self.gate) else self.gate
+        return {"base": self.base, "even": self.even, "longest": self.longest, "gate": gate, "padded": self.padded}
+
+
+def published_correction(published: Costs) -> Correction:
+    """The correction that changes nothing: its gate and slope are read off the published surface by asking it.
+
+    O(log members) questions.
+    """
+    if published.surface == "padded":
+        return Correction(padded=True)
+
+    def excess(n: int) -> float:
+        load = Load(n, n + FAR, FAR)
+        return published.step_seconds(load) - published.balanced_seconds(load)
+
+    if not excess(MANY) > 0:
+        return Correction()
+    low, high = 0, MANY  # the longest binds from `high` members on, and not with `low`
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if excess(middle) > 0 else (middle, high)
+    alone = published.step_seconds(Load(MANY, MANY + FAR, FAR)) - published.balanced_seconds(Load(MANY, MANY, 1))
+    return Correction(longest=alone / FAR, gate=float(high))
+
+
+@frozen(eq=False)
+class BelievedCosts:
+    """Costs: the published ones corrected. Twice the work of the published ones; what depends on n alone is kept."""
+
+    published: Costs
+    correction: Correction
+    _base: dict[int, float] = field(init=False, factory=dict)
+
+    @property
+    def surface(self) -> str:
+        """See Costs."""
+        return self.correction.surface
+
+    def parts(self, load: Load) -> Parts:
+        """A load that is not empty, taken apart."""
+        published, n = self.published, load.n
+        if load.chunks:
+            base = published.balanced_seconds(Load(n, n, min(n, 1), load.chunks))
+        else:
+            known = self._base.get(n)
+            if known is None:
+                if len(self._base) >= _MEMO_SIZE:
+                    self._base.clear()
+                known = self._base[n] = published.balanced_seconds(Load(n, n, min(n, 1)))
+            base = known
+        even = published.balanced_seconds(load) - base
+        padded = even
+        if self.correction.padded:
+            padded = self.padded_seconds(load) - base
+        return Parts(n, load.longest, base, even, padded)
+
+    def padded_seconds(self, load: Load) -> float:
+        """The published balanced step if every member were as long as the longest."""
+        return self.published.balanced_seconds(Load(load.n, load.n * load.longest, load.longest, load.chunks))
+
+    def step_seconds(self, load: Load) -> float:
+        """See Costs."""
+        return self.correction.seconds(self.parts(load)) if load.n or load.chunks else 0.0
+
+    def balanced_seconds(self, load: Load) -> float:
+        """See Costs."""
+        if not (load.n or load.chunks):
+            return 0.0
+        parts = self.parts(load)
+        return self.correction.base * parts.base + self.correction.even * parts.even
+
+    def finishing_times(self, load: Load, steps: int) -> FloatArray:
+        """See Costs. O(steps), one at a time."""
+        import numpy as np
+
+        check_uniform(steps, load)
+        ahead = (Load(load.n, load.total + load.n * j, load.longest + j) for j in range(steps))
+        return np.cumsum([self.step_seconds(step) for step in ahead]) if load.n else np.zeros(steps)

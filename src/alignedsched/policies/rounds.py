@@ -1,0 +1,208 @@
+"""Rounds: what lies in a lane's device decodes in groups of similar context length, one after the other.
+
+Everybody advances by the same number of steps a round, so a round costs the sum of its groups' steps. Members sorted
+by length, the best grouping is an interval partition: under equal progress an exchange of two members between groups
+that overlap never makes the sum smaller. It is found by a dynamic programme over length classes. Where attention
+costs what its tokens cost (``balanced``), or the longest member binds however few there are (``unsplit``), one group
+is always cheapest; ``padded`` pays members times the longest, and on ``gated`` a group below the gate pays no
+imbalance at all, so long members run apart from the many short ones. Nobody's KV moves: who sits out a turn stays in
+the device.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from attrs import define, field, frozen
+
+from ..errors import CallerError
+from ..lengths import length_class
+from ..load import Costs, Load
+from ..outside import is_count, is_number, show
+from ..request import RequestId
+from ..views import BatchReader
+from .options import number, whole
+from .protocols import PlainData
+
+ANY = 1 << 60  # longer than any context
+
+
+@frozen
+class RoundSettings:
+    """When rounds are run, and how long turns last.
+
+    ``bubble``: the share of a common step that imbalance must cost before a partition is looked for; ``saving``: the
+    share of it that the best partition must save. ``round_s``: seconds in which every group should have its turn: long
+    enough to pay for switching, short against what a reader notices; a turn has ``least`` to ``most`` steps.
+    ``wait_s``: the longest that anybody who has begun sits out (``None``: no bound).
+    """
+
+    bubble: float = field(default=0.1, validator=number(0.0, 1.0))
+    saving: float = field(default=0.1, validator=number(0.0, 1.0))
+    round_s: float = field(default=1.0, validator=number(0.0))
+    wait_s: float | None = field(default=30.0, validator=number(0.0, none=True))
+    least: int = field(default=4, validator=whole(1))
+    most: int = field(default=64, validator=whole(1))
+
+
+@frozen
+class Turn:
+    """The group that runs: context lengths ``low`` <= length < ``high`` at step ``first``, up to step ``until``.
+
+    ``pace`` is the seconds foreseen for one of its steps; ``round_step`` and ``round_at`` are where and when the round
+    began that the turn is part of, and ``groups`` is how many groups there are.
+    """
+
+    low: int
+    high: int
+    first: int
+    until: int
+    round_step: int
+    round_at: float
+    pace: float
+    groups: int
+
+    def holds(self, length: int) -> bool:
+        """Whether a request that does not run belongs to the group."""
+        return self.low <= length < self.high
+
+    def wake_at(self, step: int, now: float) -> float:
+        """When the turn should be over, seen from ``step``."""
+        pace = self.pace
+        if step > self.round_step:  # prefill may slow the lane
+            pace = max(pace, (now - self.round_at) / (step - self.round_step))
+        return now + max(1, self.until - step) * pace
+
+    def strays(self, batch: BatchReader, step: int) -> list[RequestId]:
+        """Members that do not belong to the group. O(1) where there are none; members grow with the steps."""
+        if not len(batch):
+            return []
+        end = self.high + max(0, step - self.first)
+        if batch.shortest >= self.low and batch.longest < end:
+            return []
+        return [member for member in batch if not self.low <= batch.context_length(member) < end]
+
+    def plain(self) -> PlainData:
+        return [
+            self.low, self.high, self.first, self.until, self.round_step, self.groups, self.round_at, self.pace,
+        ]  # fmt: skip
+
+    @staticmethod
+    def from_plain(plain: PlainData) -> Turn:
+        """Raises CallerError for anything but six integers and two numbers."""
+        if not isinstance(plain, list) or len(plain) != 8 or not all(map(is_number, plain)):
+            raise CallerError(f"a turn is six integers and two numbers, got {show(plain)}")
+        low, high, first, until, step, groups, at, pace = plain
+        if not all(map(is_count, (low, high, first, until, step, groups))) or not groups:
+            raise CallerError(f"a turn begins with six integers, the last of them above 0, got {show(plain)}")
+        return Turn(low, high, first, until, step, float(at), float(pace), groups)  # type: ignore[arg-type]
+
+
+@frozen
+class Partition:
+    """Groups by length: ``edges`` between them, a round's seconds, and one step's if all ran together."""
+
+    edges: tuple[int, ...]
+    seconds: float
+    together: float
+
+
+@define(eq=False)
+class _Programme:
+    """The dynamic programme: ``cuts`` are indexes into the sorted lengths at which a group may begin."""
+
+    costs: Costs
+    lengths: Sequence[int]
+    sums: Sequence[int]
+
+    def group(self, low: int, high: int) -> float:
+        load = Load(high - low, self.sums[high] - self.sums[low], self.lengths[high - 1])
+        return self.costs.step_seconds(load)
+
+    def best(self, cuts: Sequence[int]) -> tuple[float, list[int]]:
+        """The least seconds of a round and the cuts inside it. O(classes²) prices."""
+        least, back = [0.0], [0]
+        for j in range(1, len(cuts)):
+            seconds, start = min((least[i] + self.group(cuts[i], cuts[j]), -i) for i in range(j))
+            least.append(seconds)
+            back.append(-start)
+        inside = []
+        at = back[-1]
+        while at > 0:
+            inside.append(cuts[at])
+            at = back[at]
+        return least[-1], inside[::-1]
+
+
+def partition(costs: Costs, lengths: Sequence[int], settings: RoundSettings) -> Partition | None:
+    """The best groups of members of these ascending context lengths; None where running all together is good enough.
+
+    One price where imbalance costs little; else O(classes²) prices, at most a few hundred.
+    """
+    if len(lengths) < 2:
+        return None
+    total = sum(lengths)
+    together = costs.step_seconds(Load(len(lengths), total, lengths[-1]))
+    even = costs.balanced_seconds(Load(len(lengths), total, lengths[-1]))
+    if together - even <= settings.bubble * together:
+        return None
+    cuts = [0]
+    for index in range(1, len(lengths)):
+        if length_class(lengths[index]) != length_class(lengths[index - 1]):
+            cuts.append(index)
+    cuts.append(len(lengths))
+    seconds, inside = _Programme(costs, lengths, [0, *accumulate(lengths)]).best(cuts)
+    if not inside or seconds > (1.0 - settings.saving) * together:
+        return None
+    return Partition(tuple(lengths[index] for index in inside), seconds, together)
+
+
+def next_turn(
+    costs: Costs,
+    lengths: Sequence[int],
+    last: Turn | None,
+    step: int,
+    now: float,
+    settings: RoundSettings,
+    urgent: int | None = None,
+) -> Turn | None:
+    """The turn of the next longer group after ``last`` (or of the shortest); None if all should run together.
+
+    Turns of a round have equally many steps. ``lengths`` are the residents', ascending. With ``urgent``, the length of
+    one who has waited too long, it is that one's group's turn. All run together, too, where even the shortest round
+    would keep somebody waiting for more than half of ``wait_s``.
+    """
+    groups = partition(costs, lengths, settings)
+    if groups is None:
+        return None
+    edges = (1, *groups.edges, ANY)
+    opens = last is None or last.high >= ANY
+    steps = _steps(groups, last, step, now, settings) if last is None or opens else last.until - last.first
+    if steps is None:
+        return None
+    begun = (step, now) if last is None or opens else (last.round_step, last.round_at)
+    after = urgent if urgent is not None else 1 if last is None or opens else last.high
+    spans = [span for span in pairwise(edges) if span[1] > after]
+    for low, high in [*spans, *pairwise(edges)]:
+        first, end = bisect_left(lengths, low), bisect_left(lengths, high)
+        if first < end:
+            members = lengths[first:end]
+            pace = costs.step_seconds(Load(len(members), sum(members), members[-1]))
+            return Turn(low, high, step, step + steps, *begun, pace, len(edges) - 1)
+    return None
+
+
+def _steps(groups: Partition, last: Turn | None, step: int, now: float, settings: RoundSettings) -> int | None:
+    """Steps for each turn of a new round: as many as fit in ``round_s``; None if nobody should be kept waiting.
+
+    At the pace foreseen, or, where prefill slows the lane, at the pace of the last round.
+    """
+    turns = len(groups.edges) + 1
+    pace = groups.seconds / turns
+    if last is not None and step > last.round_step:
+        pace = max(pace, (now - last.round_at) / (step - last.round_step))
+    if settings.wait_s is not None and settings.least * turns * pace > settings.wait_s / 2:
+        return None
+    return max(settings.least, min(settings.most, int(settings.round_s / (turns * pace))))

@@ -1,0 +1,72 @@
+"""Admission of ``cost_aligned``: by arrival, or, while sorted waves are on, in the order of the wave.
+
+While requests are grouped, those that sit out their turn count as residents: they keep their seats, and everybody is
+left some room to grow, so that grouping causes no preemptions that plain batching would not have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from attrs import field, frozen
+
+from ..queue import Waiting
+from ..views import LaneView
+from .admission import ArrivalOrder
+from .aligned_memory import Memory
+from .protocols import Take
+from .rank_balance import RankOrder
+
+
+class Grouping(Protocol):
+    """What admission has to know of the batching it serves."""
+
+    memory: Memory
+
+    def grows(self, view: LaneView) -> int: ...
+    def sitting_out(self, view: LaneView) -> int: ...
+
+
+@frozen
+class WaveAdmission(ArrivalOrder):
+    """As ArrivalOrder but for the order and the room; ``placed`` takes over on lanes of several ranks."""
+
+    batching: Grouping = field(kw_only=True)
+    placed: RankOrder = field(kw_only=True)
+
+    def admit(self, view: LaneView) -> Iterator[Take]:
+        """See Admission. O(requests taken + ranks), and in a wave O(requests of it that have gone)."""
+        return self.placed.admit(view) if len(view.ranks) > 1 else super().admit(view)
+
+    def _grouped(self, view: LaneView) -> bool:
+        memory = self.batching.memory
+        return memory.backlog("queue").wave is not None or memory.lane(view.lane.id).turn is not None
+
+    def _in_turn(self, view: LaneView) -> Iterable[Waiting]:
+        wave = self.batching.memory.backlog("queue").wave
+        return view.queue if wave is None else wave.in_turn(view.queue)
+
+    def _budget(self, view: LaneView) -> int:
+        """In rounds everybody decodes in one of several steps only, so each step brings only that share of prefill.
+
+        Else prefill would overtake decoding: more and more would be begun, and finish later.
+        """
+        budget, turn = super()._budget(view), self.batching.memory.lane(view.lane.id).turn
+        if turn is None:
+            return budget
+        rows = len(view.ranks[0].batch)
+        return rows + max(0, budget - rows) // turn.groups
+
+    def _free(self, view: LaneView) -> list[int]:
+        free = super()._free(view)
+        if not view.role.decodes or not self._grouped(view):
+            return free
+        out, each = self.batching.sitting_out(view), self.batching.grows(view)
+        return [left - each * (len(rank.batch) + out) for left, rank in zip(free, view.ranks, strict=True)]
+
+    def _seats(self, view: LaneView) -> list[int]:
+        return [left - self.batching.sitting_out(view) for left in super()._seats(view)]
+
+    def _gives_way(self, view: LaneView) -> bool:
+        return not self._grouped(view) and super()._gives_way(view)

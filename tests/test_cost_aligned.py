@@ -1,0 +1,228 @@
+"""The default policy: equal to ``fcfs`` where nothing is to be gained, better where something is; never a livelock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from alignedsched.cluster import Cluster
+from alignedsched.costs import Costs
+from alignedsched.errors import CallerError, ConfigError
+from alignedsched.events import Event
+from alignedsched.plan import Plan
+from alignedsched.policies.aligned_memory import Backlog, LaneMemory, Memory
+from alignedsched.policies.cost_aligned import CostAligned, GateSettings, cost_aligned
+from alignedsched.policies.fcfs import fcfs
+from alignedsched.policies.protocols import Policy
+from alignedsched.policies.rounds import RoundSettings, Turn
+from alignedsched.policies.sorted_waves import Wave
+from alignedsched.registry import policy as policy_named
+from alignedsched.sim.build import build
+from alignedsched.sim.run import RunResult, run
+from alignedsched.views import from_columns
+from alignedsched.workloads import Workload, workload
+from tests.sitting import GATED, SURFACES, WAIT_S, lived, random_workload, small_cluster, watched
+
+
+def plans(workload: Workload, cluster: Cluster, costs: Costs, policy: Policy) -> tuple[list[str], RunResult]:
+    """Every plan of a run as text, with its time."""
+    seen: list[str] = []
+
+    def observe(now: float, events: tuple[Event, ...], plan: Plan) -> None:
+        seen.append(f"{now!r} {plan!r}")
+
+    return seen, run(workload, cluster, costs, policy, observe=observe)
+
+
+# -- equal to fcfs
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 10**6), blocks=st.integers(80, 400), rate=st.sampled_from([2.0, 30.0, 1e6]), apart=st.booleans()
+)
+def test_on_a_balanced_surface_every_plan_is_that_of_fcfs(seed: int, blocks: int, rate: float, apart: bool) -> None:
+    cluster, load = small_cluster(blocks, apart=apart), random_workload(seed, 60, 900, rate)
+    mine, _ = plans(load, cluster, SURFACES["balanced"], cost_aligned())
+    assert mine == plans(load, cluster, SURFACES["balanced"], fcfs())[0]
+
+
+@pytest.mark.parametrize("surface", ["gated", "unsplit", "padded"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_where_lengths_are_alike_and_all_fits_every_plan_is_that_of_fcfs(surface: str, apart: bool) -> None:
+    load = workload("uniform", seed=1, n=80).scaled(0.05)
+    cluster = small_cluster(8000, apart=apart, tokens=2048)
+    mine, _ = plans(load, cluster, SURFACES[surface], cost_aligned())
+    assert mine == plans(load, cluster, SURFACES[surface], fcfs())[0]
+
+
+@pytest.mark.parametrize("topology", ["colocated", "disaggregated"])
+@pytest.mark.parametrize("name", ["azure-conv", "long-tail-mix"])
+def test_a_modelled_server_with_a_balanced_kernel_is_served_as_by_fcfs(name: str, topology: str) -> None:
+    built = build("h100", "llama-3.1-8b", topology=topology, lanes=1, surface="balanced", staging=True, any_length=True)
+    load = workload(name, seed=0, n=150).offline()
+    mine, _ = plans(load, built.cluster, built.costs, cost_aligned())
+    assert mine == plans(load, built.cluster, built.costs, fcfs())[0]
+
+
+def test_without_published_costs_every_plan_is_that_of_fcfs() -> None:
+    load, cluster = random_workload(3, 80, 900, 30.0), small_cluster(200)
+    costs: Any = {"l": SURFACES["padded"]}
+    assert plans(load, cluster, costs, cost_aligned())[0] == plans(load, cluster, costs, fcfs())[0]
+
+
+# -- better where something is to be gained
+
+
+def ratios(name: str, surface: str, topology: str, n: int) -> tuple[float, float, float]:
+    """Throughput, mean and p99 of the time to completion, relative to fcfs; all there at time 0."""
+    built = build("h100", "llama-3.1-8b", topology=topology, lanes=1, surface=surface, staging=True, any_length=True)
+    load = workload(name, seed=0, n=n).offline()
+    mine, plain = (
+        run(load, built.cluster, built.costs, policy_named(policy)).figures for policy in ("cost_aligned", "fcfs")
+    )
+    assert mine["requests"]["finished"] == n
+    assert mine["preemptions"] <= plain["preemptions"]
+    latency = [mine["latency_s"]["e2e"][key] / plain["latency_s"]["e2e"][key] for key in ("mean", "p99")]
+    return mine["throughput_tok_s"] / plain["throughput_tok_s"], latency[0], latency[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "surface", "faster", "mean"),
+    [
+        ("giant", "gated", 1.3, 0.4),
+        ("long-tail-mix", "gated", 1.3, 0.7),
+        ("mooncake", "unsplit", 1.1, 0.5),
+        ("bimodal", "padded", 3.0, 0.2),
+        ("giant", "padded", 3.5, 0.2),
+    ],
+)
+def test_long_tails_on_uneven_surfaces_are_served_faster(name: str, surface: str, faster: float, mean: float) -> None:
+    throughput, e2e, p99 = ratios(name, surface, "colocated", 500)
+    assert throughput >= faster
+    assert e2e <= mean
+    assert p99 <= 1.0
+
+
+@pytest.mark.parametrize("surface", ["gated", "unsplit"])
+def test_even_lengths_lose_nothing(surface: str) -> None:
+    throughput, mean, p99 = ratios("azure-conv", surface, "colocated", 400)
+    assert throughput >= 0.99
+    assert mean <= 1.02
+    assert p99 <= 1.05
+
+
+# -- nobody waits for ever, nothing is done in vain
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**9), surface=st.sampled_from(["gated", "padded", "unsplit"]))
+def test_every_request_ends_and_none_sits_out_twice_without_a_token_between(seed: int, surface: str) -> None:
+    _, figures = lived(seed, surface, 30.0)
+    assert figures["requests"]["finished"] + figures["requests"]["failed"] + figures["requests"]["rejected"] == 50
+    assert figures["requests"]["failed"] == 0
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**9), surface=st.sampled_from(["gated", "padded"]))
+def test_nobody_who_has_begun_sits_out_for_longer_than_allowed(seed: int, surface: str) -> None:
+    """``python -m tests.sitting --seeds 100000`` looks at many more."""
+    sitting, _ = lived(seed, surface, WAIT_S)
+    assert sitting.longest <= WAIT_S
+
+
+def test_the_runs_of_these_properties_do_have_turns() -> None:
+    assert sum(lived(seed, "gated", WAIT_S)[0].longest > 0.05 for seed in range(20)) >= 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_short_of_room_there_are_no_more_preemptions_than_with_fcfs(seed: int) -> None:
+    load, cluster = random_workload(seed, 120, 900, 1e6), small_cluster(150)
+    mine, plain = (run(load, cluster, SURFACES["gated"], p).figures["preemptions"] for p in (cost_aligned(), fcfs()))
+    assert mine <= plain
+
+
+def test_with_a_bound_below_a_round_nobody_sits_out() -> None:
+    load, cluster = random_workload(1, 60, 1200, 1e6), small_cluster(400)
+    sitting, _ = watched(load, cluster, SURFACES["gated"], cost_aligned(wait_s=0.0))
+    assert sitting.longest == 0.0
+
+
+# -- its memory, its options
+
+
+TURN = Turn(1, 300, 17, 33, 17, 2.5, 0.01, 3)
+MEMORIES = (
+    Memory(),
+    Memory({"queue": Backlog(Wave(["a", "b"], 1), 3.0)}, {"l": LaneMemory(TURN, 4.0), "m": LaneMemory(None, None)}),
+)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_memory_survives_json(memory: Memory) -> None:
+    assert Memory.from_plain(json.loads(json.dumps(memory.plain()))) == memory
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        [],
+        {"backlogs": {}},
+        {"backlogs": [], "lanes": {}},
+        {"backlogs": {"queue": [None]}, "lanes": {}},
+        {"backlogs": {"queue": [["a"], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[["a"], 2], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[[7], 0], None]}, "lanes": {}},
+        {"backlogs": {}, "lanes": {"l": [None, "late"]}},
+        {"backlogs": {}, "lanes": {"l": [[1, 2, 3, 4, 5, 0, 1.0, 1.0], None]}},
+        {"backlogs": {}, "lanes": {"l": [[1, 2, 3], None]}},
+        {"backlogs": {}, "lanes": {"l": [[1, 2, 3, 4, 5.5, 1, 1.0, 1.0], None]}},
+    ],
+)
+def test_what_is_no_state_is_refused_and_changes_nothing(state: Any) -> None:
+    batching = cost_aligned().batching
+    before = batching.state()
+    with pytest.raises(CallerError):
+        batching.load(state)
+    assert batching.state() == before
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: cost_aligned(wait_s=-1.0), "RoundSettings.wait_s"),
+        (lambda: RoundSettings(saving=2.0), "RoundSettings.saving"),
+        (lambda: RoundSettings(least=0), "RoundSettings.least"),
+        (lambda: GateSettings(faster=0.5), "GateSettings.faster"),
+        (lambda: cost_aligned(token_budget=0), "token_budget"),
+    ],
+)
+def test_options_out_of_range_are_named(make: Callable[[], object], names: str) -> None:
+    with pytest.raises(ConfigError, match=names):
+        make()
+
+
+def test_on_a_gated_surface_the_few_long_run_apart_from_the_many_short() -> None:
+    lengths = [100] * 20 + [9000] * 3
+    view = from_columns(
+        running=[f"r{i}" for i in range(23)],
+        running_lengths=lengths,
+        queued=["q"],
+        queued_prompts=[50],
+        free_blocks=500,
+        capacity_blocks=3000,
+        costs=GATED,
+        step=5,
+    )
+    batching = cost_aligned().batching
+    assert isinstance(batching, CostAligned)
+    composition = batching.compose(view)
+    assert sorted(composition.parks) == ["r20", "r21", "r22"]
+    assert composition.wake_at is not None
+    assert composition.wake_at > view.now

@@ -1,0 +1,177 @@
+"""Rounds against brute force; when a partition pays and when it never does; the gate's closed form and its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alignedsched.costs import AffineCosts, Costs, Load
+from alignedsched.lengths import Histogram, length_class
+from alignedsched.policies.gate import Gain, Room, gain
+from alignedsched.policies.rounds import ANY, RoundSettings, next_turn, partition
+
+T0, ROW, TOKEN, LONGEST = 0.005, 1e-5, 5e-8, 1e-6
+EAGER = RoundSettings(bubble=0.0, saving=0.0)
+
+
+def surface(name: str, gate: float = 4.0, t0: float = T0) -> AffineCosts:
+    return AffineCosts(t0, ROW, TOKEN, LONGEST, name, gate)
+
+
+def price(costs: Costs, group: list[int]) -> float:
+    return costs.step_seconds(Load(len(group), sum(group), max(group)))
+
+
+def intervals(lengths: list[int]) -> Iterator[list[list[int]]]:
+    """Every partition of a sorted list into intervals."""
+    if not lengths:
+        yield []
+    for end in range(1, len(lengths) + 1):
+        for rest in intervals(lengths[end:]):
+            yield [lengths[:end], *rest]
+
+
+def sets(lengths: list[int]) -> Iterator[list[list[int]]]:
+    """Every partition of a list."""
+    if not lengths:
+        yield []
+        return
+    first, rest = lengths[0], lengths[1:]
+    for groups in sets(rest):
+        yield [[first], *groups]
+        for at in range(len(groups)):
+            yield [*groups[:at], [first, *groups[at]], *groups[at + 1 :]]
+
+
+# One length in each class, so that every interval is open to the programme.
+APART = st.lists(st.integers(4, 16), min_size=2, max_size=7, unique=True).map(
+    lambda powers: sorted(2**p + 7 for p in powers)
+)
+COSTS = st.builds(
+    surface, st.sampled_from(["padded", "gated"]), st.sampled_from([2.0, 3.0, 5.0]), st.sampled_from([1e-4, 1e-3])
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=APART, costs=COSTS)
+def test_the_partition_is_the_best_of_all_intervals(lengths: list[int], costs: AffineCosts) -> None:
+    best = min(sum(price(costs, group) for group in groups) for groups in intervals(lengths))
+    found = partition(costs, lengths, EAGER)
+    assert (found.seconds if found else price(costs, lengths)) == pytest.approx(best)
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=APART, t0=st.sampled_from([1e-4, 1e-3]))
+def test_where_padding_is_paid_no_other_grouping_is_better(lengths: list[int], t0: float) -> None:
+    costs = surface("padded", t0=t0)
+    best = min(sum(price(costs, group) for group in groups) for groups in sets(lengths))
+    found = partition(costs, lengths, EAGER)
+    assert (found.seconds if found else price(costs, lengths)) == pytest.approx(best)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 10**5), min_size=1, max_size=60).map(sorted),
+    name=st.sampled_from(["balanced", "unsplit"]),
+)
+def test_balanced_and_unsplit_never_pay_for_rounds(lengths: list[int], name: str) -> None:
+    assert partition(surface(name), lengths, EAGER) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 10**5), min_size=2, max_size=60).map(sorted), costs=COSTS)
+def test_a_round_saves_what_it_must(lengths: list[int], costs: AffineCosts) -> None:
+    found = partition(costs, lengths, RoundSettings())
+    if found is not None:
+        assert found.together == pytest.approx(price(costs, lengths))
+        assert found.seconds <= 0.9 * found.together
+        assert list(found.edges) == sorted(set(found.edges))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 10**5), min_size=2, max_size=40).map(sorted), costs=COSTS)
+def test_the_turns_of_a_round_serve_everybody_once_for_equally_many_steps(
+    lengths: list[int], costs: AffineCosts
+) -> None:
+    turn = next_turn(costs, lengths, None, 0, 0.0, RoundSettings())
+    if turn is None:
+        return
+    served, steps, step, now = [0] * len(lengths), turn.until - turn.first, 0, 0.0
+    for _ in range(turn.groups):
+        assert turn is not None
+        assert turn.until - turn.first == steps
+        served = [n + turn.holds(length) for n, length in zip(served, lengths, strict=True)]
+        step, now = turn.until, turn.wake_at(step, now)
+        turn = next_turn(costs, lengths, turn, step, now, RoundSettings())
+    assert served == [1] * len(lengths)
+    assert turn is not None
+    assert turn.low == 1
+
+
+def test_who_has_waited_too_long_is_next() -> None:
+    costs, lengths = surface("padded"), [10] * 8 + [1000] * 8 + [60_000] * 2
+    first = next_turn(costs, lengths, None, 0, 0.0, RoundSettings())
+    assert first is not None
+    assert first.holds(10)
+    urgent = next_turn(costs, lengths, first, first.until, 1.0, RoundSettings(), urgent=60_000)
+    assert urgent is not None
+    assert urgent.holds(60_000)
+    assert urgent.high == ANY
+
+
+# -- the gate
+
+
+def told(costs: Costs, classes: list[tuple[int, int]], tokens: int = 400_000) -> Gain:
+    return gain(costs, classes, Room(tokens, 256), 300.0, False, RoundSettings())
+
+
+CLASSES = st.lists(st.tuples(st.integers(1, 2000), st.integers(50, 60_000)), min_size=1, max_size=8).map(
+    lambda rows: [(n, n * length) for n, length in sorted(rows, key=lambda row: row[1])]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(classes=CLASSES)
+def test_on_a_balanced_surface_waves_are_never_noticeably_faster(classes: list[tuple[int, int]]) -> None:
+    assert told(surface("balanced"), classes).time <= 1.05
+
+
+@pytest.mark.parametrize("name", ["unsplit", "padded"])
+def test_a_long_tail_is_worked_off_faster_in_waves(name: str) -> None:
+    found = told(surface(name, gate=27.0), [(950, 950 * 500), (50, 50 * 32_000)])
+    assert found.time > 1.05
+    assert found.wait > 2.0
+
+
+def test_equal_lengths_gain_nothing() -> None:
+    found = told(surface("unsplit"), [(1000, 1000 * 1024)])
+    assert found.time == pytest.approx(1.0, abs=0.01)
+    assert found.wait == pytest.approx(1.0, abs=0.01)
+
+
+# -- length classes
+
+
+@given(length=st.integers(1, 10**7), more=st.integers(0, 10**6))
+def test_classes_rise_with_length_and_are_narrow(length: int, more: int) -> None:
+    assert length_class(length) <= length_class(length + more)
+    if length_class(length) == length_class(length + more):
+        assert more <= length / 4
+
+
+@given(lengths=st.lists(st.integers(1, 10**6), max_size=40), gone=st.integers(0, 40))
+def test_a_histogram_counts_what_is_there(lengths: list[int], gone: int) -> None:
+    histogram = Histogram()
+    for length in lengths:
+        histogram.add(length)
+    for length in lengths[:gone]:
+        histogram.add(length, -1)
+    left = lengths[gone:]
+    assert histogram.count == len(left) == sum(count for count, _ in histogram)
+    assert histogram.tokens == sum(left) == sum(tokens for _, tokens in histogram)
+    means = [tokens / count for count, tokens in histogram]
+    assert means == sorted(means)
