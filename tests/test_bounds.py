@@ -38,17 +38,20 @@ class Case:
     blocks: int
     block_size: int
 
-    def bound_s(self, costs: Costs) -> float:
+    @property
+    def limits(self) -> Lanes:
         count = {
             role: sum(ranks for p, d, ranks in self.lanes if (p, d) == kind)
             for role, kind in (("prefill", (True, False)), ("decode", (False, True)), ("both", (True, True)))
         }
-        lanes = Lanes(
+        return Lanes(
             **count, max_members=self.max_members, max_tokens=self.max_tokens, prefill_blocks=10**6,
             decode_blocks=self.blocks, block_size=self.block_size,
         )  # fmt: skip
+
+    def bound_s(self, costs: Costs) -> float:
         arrival, prompt, output = zip(*self.requests, strict=True)
-        return bound(np.array(arrival), np.array(prompt), np.array(output), costs, lanes).bound_s
+        return bound(np.array(arrival), np.array(prompt), np.array(output), costs, self.limits).bound_s
 
     @property
     def start(self) -> float:

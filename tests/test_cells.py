@@ -8,9 +8,13 @@ from typing import Any
 import attrs
 import pytest
 
+from alignedsched.costs import AffineCosts, Costs
 from alignedsched.load import SURFACES
+from alignedsched.registry import policy
 from alignedsched.report.schema import validate
+from alignedsched.sim.build import build
 from alignedsched.sim.compare import compare
+from alignedsched.sim.run import run
 from alignedsched.sim.settings import TOPOLOGIES, CompareSettings
 from alignedsched.workloads import workload
 from benchmarks import real_traces
@@ -26,10 +30,10 @@ def test_compare_runs_every_cell_to_the_end(name: str, surface: str, topology: s
     result = compare(settings)
     validate(result)
     assert [run["policy"] for run in result["runs"]] == list(POLICIES)
-    for run in result["runs"]:
-        assert run["requests"] == {"arrived": 1000, "finished": 1000, "cancelled": 0, "rejected": 0, "failed": 0}
-        assert run["output_tokens"] == result["workload"]["output_tokens"]
-        assert 0 < run["bound_ratio"] <= 1
+    for got in result["runs"]:
+        assert got["requests"] == {"arrived": 1000, "finished": 1000, "cancelled": 0, "rejected": 0, "failed": 0}
+        assert got["output_tokens"] == result["workload"]["output_tokens"]
+        assert 0 < got["bound_ratio"] <= 1
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -89,3 +93,32 @@ def test_real_traces_are_skipped_with_a_word_where_they_are_not(
     assert real_traces.main(["--traces", str(tmp_path), "--out", str(tmp_path / "out.json")]) == 0
     assert "skipped" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_lane_of_several_ranks_steps_with_its_slowest(topology: str) -> None:
+    """Two ranks in lockstep hold twice what one does and wait for the slower: between one lane and two lanes."""
+    times = []
+    for lanes, ranks in ((1, 1), (1, 2), (2, 1)):
+        settings = CompareSettings(
+            workload="azure-conv", requests=800, offline=True, topology=topology, lanes=lanes, ranks=ranks,
+            surface="balanced", policies=("fcfs",),
+        )  # fmt: skip
+        result = compare(settings)
+        validate(result)
+        assert result["ranks"] == ranks
+        assert result["runs"][0]["requests"]["finished"] == 800
+        times.append(result["runs"][0]["simulated_s"])
+    one, lockstep, two = times
+    assert 0.98 * two <= lockstep < 0.7 * one
+
+
+def test_a_policy_sees_the_costs_that_are_published_for_it() -> None:
+    built = build("h100", "llama-3.1-8b", topology="colocated", lanes=1, surface="gated", staging=True)
+    asked, told = workload("uniform", n=3), AffineCosts(1.0, 0.0, 0.0)
+    by_lane: dict[str, Costs] = dict.fromkeys(built.cluster.lane, built.costs)
+    cases: list[tuple[Costs | dict[str, Costs], Costs | None, Costs | None]]
+    cases = [(built.costs, None, built.costs), (by_lane, None, None), (by_lane, told, told), (built.costs, told, told)]
+    for costs, published, shown in cases:
+        result = run(asked, built.cluster, costs, policy("fcfs"), published=published)
+        assert result.scheduler.view("lane-d0").costs is shown

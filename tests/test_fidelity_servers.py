@@ -16,6 +16,7 @@ from alignedsched.costs import Load, ModelCosts
 from alignedsched.errors import CallerError
 from alignedsched.hardware import gpu_named, model_named
 from alignedsched.workloads import Workload
+from benchmarks import fidelity_page
 from benchmarks import fidelity_servers as servers
 
 SERVER = servers.Server("made_up", "rtx4090", "llama-3.1-8b", 8, blocks=2588)
@@ -152,3 +153,11 @@ def test_measured_servers_are_reproduced(
         assert abs(result["span_s"]["error"]) <= 0.04
     # One GPU had memory to spare and the other had not, as measured.
     assert [result["preemptions"] > 0 for result in as_run] == [False, True]
+
+
+def test_the_page_is_made_from_the_results(root: Path) -> None:
+    report = json.loads((root / "benchmarks" / "results" / "fidelity_servers.json").read_text(encoding="utf-8"))
+    assert (root / "docs" / "fidelity.md").read_text(encoding="utf-8") == fidelity_page.page(report)
+    for result in report["results"]:
+        if result["variant"] == AS_RUN.name:
+            assert f"{100 * result['error']['e2e']['mean']:+.1f} %" in fidelity_page.page(report)

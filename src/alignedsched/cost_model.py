@@ -80,6 +80,16 @@ class ModelCosts:
         """Members from which ``gated`` costs as ``unsplit``: 1.6 · SMs / KV heads per GPU."""
         return self._gate
 
+    @property
+    def decode_fit(self) -> DecodeAttention:
+        """The fit that decode attention is read from: the cache's number format decides."""
+        return self._fit
+
+    @property
+    def tail(self) -> float:
+        """Seconds per token of a sequence that is not split over blocks, all layers."""
+        return self.model.layers * self._tail
+
     def linear_seconds(self, rows: int, sampled: int | None = None) -> float:
         """All of a step but attention and host: products, small kernels, all-reduces, and the head.
 

@@ -163,15 +163,19 @@ class _Work:
         gpu += terms.prefill_attention(prompt, prompt * (prompt + terms.half_pair) / 2.0, steps)
         return terms.with_host(gpu, steps, steps)
 
-    def decode_alone(self, costs: Costs) -> FloatArray:
-        """Time of each request's own decode steps, alone in the lane, on the real surface; shape (n,)."""
-        last, stored = self.prompt + self.output - 1, int(self.prompt.min())
-        steps = int(last.max()) - stored
-        times = np.zeros(1)
-        if steps:
-            times = np.append(times, costs.finishing_times(Load(1, stored + 1, stored + 1), steps))
-        alone: FloatArray = times[last - stored] - times[self.prompt - stored]
-        return alone
+
+def decode_alone(prompt: IntArray, output: IntArray, costs: Costs) -> FloatArray:
+    """Time of each request's own decode steps, alone in the lane, on the real surface; shape (n,), n at least 1.
+
+    O(n + longest context).
+    """
+    last, stored = prompt + output - 1, int(prompt.min())
+    steps = int(last.max()) - stored
+    times = np.zeros(1)
+    if steps:
+        times = np.append(times, costs.finishing_times(Load(1, stored + 1, stored + 1), steps))
+    alone: FloatArray = times[last - stored] - times[prompt - stored]
+    return alone
 
 
 def _from_each(values: npt.NDArray[np.generic]) -> FloatArray:
@@ -217,14 +221,14 @@ def bound(arrival: npt.ArrayLike, prompt: npt.ArrayLike, output: npt.ArrayLike, 
     prefill_s, decode_s, all_s = _lane_seconds(work, costs, lanes)
     since = work.arrival - work.arrival[0]
     prefill_alone = work.prefill_alone(terms_of(costs, lanes.max_tokens), lanes.max_tokens)
-    decode_alone = work.decode_alone(costs)
-    request_s = float(np.max(since + prefill_alone + decode_alone))
+    decoding = decode_alone(work.prompt, work.output, costs)
+    request_s = float(np.max(since + prefill_alone + decoding))
     # Whose prefill ends last still decodes; no decode starts before the first of them is prefilled.
     decodes = np.where(work.output > 1, since + prefill_alone, np.inf)
     first_decode = _least_from(decodes)
     first_decode = np.where(np.isfinite(first_decode), first_decode, 0.0)
     suffix = max(
-        float(np.max(since + prefill_s + _least_from(decode_alone))),
+        float(np.max(since + prefill_s + _least_from(decoding))),
         float(np.max(first_decode + decode_s)),
         float(np.max(since + all_s)),
     )

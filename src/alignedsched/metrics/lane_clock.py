@@ -18,10 +18,14 @@ from .histogram import LogHistogram
 class Live:
     """A request with at least one token that has not ended."""
 
-    __slots__ = ("arrival", "entered", "finished", "first", "lane", "last", "pool_wait", "pooled_since", "tokens")
+    __slots__ = (
+        "arrival", "entered", "finished", "first", "lane", "last", "pool_wait", "pooled_since", "prompt_tokens",
+        "tokens",
+    )  # fmt: skip
 
-    def __init__(self, arrival: float, first: float) -> None:
+    def __init__(self, arrival: float, prompt_tokens: int, first: float) -> None:
         self.arrival = arrival
+        self.prompt_tokens = prompt_tokens
         self.first = first  # time of the first token
         self.last = first  # time of the last token counted in ``tokens``
         self.pooled_since = first

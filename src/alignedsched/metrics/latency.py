@@ -38,19 +38,20 @@ FIGURES = ("ttft", "tpot", "tpot_decoding", "itl", "e2e", "pool_wait")
 
 
 class LatencyCollector:
-    """Fed with every scheduler call; asked at the end. Queued requests cost one dictionary entry, ended ones 48 bytes.
+    """Fed with every scheduler call; asked at the end. Queued requests cost one dictionary entry, ended ones 56 bytes.
 
     ``cluster`` is needed only where whole devices may be lost (to know their lanes).
     """
 
     def __init__(self, cluster: Cluster | None = None) -> None:
         self._lane_of = {rank: lane.id for lane in cluster.lanes for rank in lane.ranks} if cluster else {}
-        self._queued: dict[RequestId, float] = {}  # arrival, until the first token
+        self._queued: dict[RequestId, tuple[float, int]] = {}  # arrival and prompt tokens, until the first token
         self._live: dict[RequestId, Live] = {}
         self._lanes: dict[str, LaneClock] = {}
         self._gaps = LogHistogram()
         self._columns = {name: array("d") for name in ("arrival", "first", "last", "pool_wait")}
         self._tokens = array("q")
+        self._prompts = array("q")
         self._outcomes = dict.fromkeys(Outcome, 0)
         self._arrived = 0
         self._unfinished_tokens = 0
@@ -75,7 +76,7 @@ class LatencyCollector:
             elif isinstance(event, Arrived):
                 request = event.request
                 if request.id not in self._queued and request.id not in self._live:
-                    self._queued[request.id] = request.arrival
+                    self._queued[request.id] = (request.arrival, request.prompt_tokens)
                     self._arrived += 1
             elif isinstance(event, (LaneLost, DeviceLost, LaneBack, DeviceBack)):
                 self._lane_changed(event)
@@ -157,9 +158,9 @@ class LatencyCollector:
         """A last chunk gave a token: the first one, or after a preemption by recompute the next one."""
         live = self._live.get(request)
         if live is None:
-            arrival = self._queued.pop(request, None)
-            if arrival is not None:
-                self._live[request] = Live(arrival, end)
+            queued = self._queued.pop(request, None)
+            if queued is not None:
+                self._live[request] = Live(*queued, end)
             return
         if live.lane is not None:
             live.lane.expel(request)
@@ -185,6 +186,7 @@ class LatencyCollector:
         columns["last"].append(live.last)
         columns["pool_wait"].append(live.pool_wait)
         self._tokens.append(live.tokens)
+        self._prompts.append(live.prompt_tokens)
 
     @property
     def requests(self) -> dict[str, int]:
@@ -198,12 +200,13 @@ class LatencyCollector:
 
     def finished_columns(self) -> dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]:
         """Finished requests in order of their release: copies of ``arrival``, ``first``, ``last`` (token times) and
-        ``pool_wait`` in seconds, and ``tokens``; each of shape (finished,). O(finished).
+        ``pool_wait`` in seconds, ``tokens`` made and ``prompt`` tokens; each of shape (finished,). O(finished).
         """
         columns: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]] = {
             name: np.array(column, dtype=np.float64) for name, column in self._columns.items()
         }
         columns["tokens"] = np.array(self._tokens, dtype=np.int64)
+        columns["prompt"] = np.array(self._prompts, dtype=np.int64)
         return columns
 
     def figures(self) -> dict[str, FloatArray]:

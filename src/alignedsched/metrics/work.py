@@ -115,7 +115,7 @@ def terms_of(costs: Costs, most_rows: int) -> Terms:
 @lru_cache(maxsize=16)
 def _model_terms(costs: ModelCosts, most_rows: int) -> Terms:
     gpu, model = costs.gpu, costs.model
-    layers, decode, prefill = model.layers, gpu.decode, gpu.prefill
+    layers, decode, prefill = model.layers, costs.decode_fit, gpu.prefill
     kv_heads, heads = model.kv_heads_on(costs.tensor_parallel), model.heads // costs.tensor_parallel
     kv_bytes = kv_heads * model.kv_bytes_per_token_and_head
     # Layers run on all rows, the head on the sampled ones: two separate terms of linear_seconds, q = 1 in the first.

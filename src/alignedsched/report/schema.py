@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import CallerError
+from ..outside import is_count, is_number, show
 
 VERSION = 1
 _CLOSE = 1e-6  # relative distance allowed between a figure and the same one made from others
@@ -21,13 +22,13 @@ class _Leaf:
 
 
 def _finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return is_number(value)
 
 
 _TEXT = _Leaf("a non-empty text", lambda v: type(v) is str and bool(v))
 _FLAG = _Leaf("true or false", lambda v: type(v) is bool)
-_COUNT = _Leaf("a whole number of at least 0", lambda v: type(v) is int and v >= 0)
-_SOME = _Leaf("a whole number of at least 1", lambda v: type(v) is int and v >= 1)
+_COUNT = _Leaf("a whole number of at least 0", is_count)
+_SOME = _Leaf("a whole number of at least 1", lambda v: is_count(v, 1))
 _NUMBER = _Leaf("a finite number of at least 0", lambda v: _finite(v) and v >= 0)
 _NUMBER_OR_NULL = _Leaf("a finite number of at least 0, or null", lambda v: v is None or (_finite(v) and v >= 0))
 _FACTOR_OR_NULL = _Leaf("a finite number above 0, or null", lambda v: v is None or (_finite(v) and v > 0))
@@ -64,6 +65,7 @@ _RESULT: dict[str, Any] = {
     "load": _FACTOR_OR_NULL,
     "seed": _COUNT,
     "lanes?": _SOME,
+    "ranks?": _SOME,
     "rate_scale?": _FACTOR_OR_NULL,
     "offline?": _FLAG,
     "staging?": _FLAG,
@@ -78,19 +80,19 @@ def _fail(path: str, message: str) -> CallerError:
 def _walk(shape: Any, value: Any, path: str) -> None:
     if isinstance(shape, _Leaf):
         if not shape.test(value):
-            raise _fail(path, f"must be {shape.words}, got {value!r}")
+            raise _fail(path, f"must be {shape.words}, got {show(value)}")
     elif isinstance(shape, list):
         if not isinstance(value, list) or not value:
-            raise _fail(path, f"must be a list with at least one entry, got {value!r}")
+            raise _fail(path, f"must be a list with at least one entry, got {show(value)}")
         for index, entry in enumerate(value):
             _walk(shape[0], entry, f"{path}[{index}]")
     else:
         if not isinstance(value, Mapping):
-            raise _fail(path, f"must be an object, got {value!r}")
+            raise _fail(path, f"must be an object, got {show(value)}")
         known = {key.rstrip("?") for key in shape}
         for key in value:
             if key not in known:
-                raise _fail(path, f"has an unknown key {key!r}; known: {', '.join(sorted(known))}")
+                raise _fail(path, f"has an unknown key {show(key)}; known: {', '.join(sorted(known))}")
         for key, inner in shape.items():
             name = key.rstrip("?")
             if name in value:

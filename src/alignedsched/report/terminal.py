@@ -38,6 +38,15 @@ class Metric:
             value = value[key]
         return value
 
+    def known(self, run: Result) -> bool:
+        """Whether a run has the figure at all: a real one has no simulated time, and no bound without a cost model."""
+        value: Any = run
+        for key in self.path:
+            if key not in value:
+                return False
+            value = value[key]
+        return True
+
 
 @frozen
 class Cell:
@@ -104,6 +113,8 @@ def table(runs: Sequence[Result]) -> list[list[Cell]]:
     rows = [header]
     extra = [metric for metric in _ONLY_IF_ANY if any(metric.value(run) for run in runs)]
     for metric in (METRICS[0], *extra, *METRICS[1:]):
+        if not all(metric.known(run) for run in runs):
+            continue
         row = [Cell(metric.label), Cell(metric.show(metric.value(base)))]
         for run in others:
             row += [Cell(metric.show(metric.value(run))), compared(metric, run, base)]
@@ -146,7 +157,10 @@ def heading(result: Result) -> list[str]:
     parts = [result["hardware"], result["model"], result["topology"]]
     if result.get("lanes") is not None:
         parts.append(_count(result["lanes"], "lane"))
-    parts += [f"surface {result['surface']}", arrivals, f"seed {result['seed']}"]
+    if result.get("ranks", 1) > 1:
+        parts.append(f"{result['ranks']} ranks each")
+    parts += [f"surface {result['surface']}"] if "surface" in result else []
+    parts += [arrivals, f"seed {result['seed']}"]
     work = (
         f"{text.printable(workload['name'], 60)}: {_count(workload['requests'], 'request')}, "
         f"{text.quantity(workload['prompt_tokens'])} prompt tokens, "

@@ -5,18 +5,14 @@ from __future__ import annotations
 import unicodedata
 from typing import TextIO
 
+from ..outside import printable
+
+__all__ = [
+    "NOTHING", "columns", "count", "data", "encodable", "factor", "percent", "printable", "quantity", "rate", "seconds",
+]  # fmt: skip
+
 NOTHING = "-"  # what stands where there is no value
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _ASCII = str.maketrans({"×": "x", "µ": "u", "…": "..."})
-
-
-def printable(text: str, most: int | None = None) -> str:
-    """``text`` with control, format and unassigned characters escaped, cut to ``most`` characters."""
-    escaped = "".join(
-        character.encode("unicode_escape").decode("ascii") if unicodedata.category(character) in _HIDDEN else character
-        for character in text
-    )
-    return escaped if most is None or len(escaped) <= most else escaped[: most - 1] + "…"
 
 
 def columns(text: str) -> int:

@@ -1,9 +1,10 @@
 """A modelled cluster from names: GPUs, a model, a topology; what is assumed stands here, with its reason.
 
 One lane is one GPU, or the tensor-parallel group the model needs (``NAME:GPUS`` says how many). ``colocated`` lanes
-prefill and decode; ``disaggregated`` has as many prefill devices as decoding lanes, linked to every decoding device,
+prefill and decode; ``disaggregated`` has as many prefill devices as decoding ones, linked to every decoding device,
 and half of each prefill device's KV memory may stage KV for others: prefill keeps at most a quarter of it occupied
-(semi-PD measured 1.7 to 25 %).
+(semi-PD measured 1.7 to 25 %). A decoding lane may have several ``ranks`` that step together, each a GPU (or tensor-
+parallel group) with its own KV and members: data-parallel attention, its step as long as the slowest rank's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..cost_model import ModelCosts
 from ..errors import ConfigError
 from ..hardware import Gpu, gpu_named, kv_blocks, link_named
 from ..models import Model, model_named
+from ..outside import show
 
 BLOCK_SIZE = 16
 MAX_MEMBERS = 256  # vLLM's max_num_seqs where nothing else is said
@@ -42,7 +44,15 @@ class Built:
 
 
 def build(
-    hardware: str, model: str, *, topology: str, lanes: int, surface: str, staging: bool, any_length: bool = False
+    hardware: str,
+    model: str,
+    *,
+    topology: str,
+    lanes: int,
+    surface: str,
+    staging: bool,
+    any_length: bool = False,
+    ranks: int = 1,
 ) -> Built:
     """The modelled cluster. Raises ConfigError for unknown names (listing the known ones) and what does not fit."""
     shape = Model.from_config(model) if _is_path(model) else model_named(model)
@@ -51,16 +61,23 @@ def build(
     layout = KVLayout(BLOCK_SIZE, shape.kv_bytes_per_token_on(parallel) * parallel)
     tokens = MANY_TOKENS if gpu.memory_bytes >= MANY_FROM_BYTES else FEW_TOKENS
     positions = ANY_LENGTH if any_length else shape.max_positions
-    decoders = [Device(f"d{i}", Role.BOTH if topology == "colocated" else Role.DECODE, blocks) for i in range(lanes)]
+    role = Role.BOTH if topology == "colocated" else Role.DECODE
+    groups = [
+        [Device(f"d{i}" if ranks == 1 else f"d{i}r{rank}", role, blocks) for rank in range(ranks)] for i in range(lanes)
+    ]
+    decoders = [device for group in groups for device in group]
     prefillers: list[Device] = []
     if topology == "disaggregated":
         stage = int(blocks * STAGING_SHARE) if staging else 0
-        prefillers = [Device(f"p{i}", Role.PREFILL, blocks - stage, stage) for i in range(lanes)]
+        prefillers = [Device(f"p{i}", Role.PREFILL, blocks - stage, stage) for i in range(len(decoders))]
     devices = (*prefillers, *decoders)
     host_blocks = HOST_BYTES_PER_GPU * parallel * len(devices) // (BLOCK_SIZE * layout.bytes_per_token)
     cluster = Cluster(
         devices,
-        tuple(Lane(f"lane-{d.id}", (d.id,), RUN_AHEAD, MAX_MEMBERS, tokens) for d in devices),
+        tuple(
+            Lane(f"lane-{group[0].id}", tuple(d.id for d in group), RUN_AHEAD, MAX_MEMBERS, tokens)
+            for group in (*([prefiller] for prefiller in prefillers), *groups)
+        ),
         host_blocks,
         _links(gpu, prefillers, decoders, parallel),
         layout,
@@ -70,7 +87,10 @@ def build(
 
 
 def _is_path(model: str) -> bool:
-    return model.endswith(".json") or Path(model).is_dir()
+    try:
+        return model.endswith(".json") or Path(model).is_dir()
+    except OSError:  # too long to be a path: a name then, and an unknown one
+        return False
 
 
 def _gpus(hardware: str, model: Model) -> tuple[str, Gpu, int]:
@@ -78,8 +98,10 @@ def _gpus(hardware: str, model: Model) -> tuple[str, Gpu, int]:
     name, _, count = hardware.partition(":")
     gpu = gpu_named(name)
     if count:
-        if not count.isdecimal() or int(count) not in TENSOR_PARALLEL:
-            raise ConfigError(f"hardware {hardware!r}: GPUs per lane must be one of {TENSOR_PARALLEL}, got {count!r}")
+        if count not in map(str, TENSOR_PARALLEL):
+            raise ConfigError(
+                f"hardware {show(hardware)}: GPUs per lane must be one of {TENSOR_PARALLEL}, got {show(count)}"
+            )
         return hardware, gpu, int(count)
     for parallel in TENSOR_PARALLEL:
         try:
@@ -88,7 +110,9 @@ def _gpus(hardware: str, model: Model) -> tuple[str, Gpu, int]:
             continue
         if blocks * BLOCK_SIZE >= model.max_positions:
             return (name if parallel == 1 else f"{name}:{parallel}"), gpu, parallel
-    raise ConfigError(f"model {model.name!r} with one longest context does not fit on {max(TENSOR_PARALLEL)} {name}")
+    raise ConfigError(
+        f"model {show(model.name)} with one longest context does not fit on {max(TENSOR_PARALLEL)} {name}"
+    )
 
 
 def _links(gpu: Gpu, prefillers: list[Device], decoders: list[Device], parallel: int) -> tuple[Link, ...]:
