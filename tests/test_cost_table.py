@@ -77,7 +77,7 @@ SHEET: dict[str, Any] = {"n": 1, "means": [1, 2], "stretches": [1], "seconds": [
         (GOOD | {"sheets": [SHEET | {"means": [2, 1]}]}, r"sheets\[0\].means must ascend"),
         (GOOD | {"sheets": [SHEET | {"stretches": [2]}]}, r"sheets\[0\].stretches must begin at 1"),
         (GOOD | {"sheets": [SHEET | {"seconds": [[1]]}]}, r"sheets\[0\].seconds must have 2 rows of 1"),
-        (GOOD | {"sheets": [SHEET | {"seconds": [[1], ["2"]]}]}, r"seconds\[1\] must be a list of numbers"),
+        (GOOD | {"sheets": [SHEET | {"seconds": [[1], ["2"]]}]}, r"seconds\[1\] must be a list of finite numbers"),
         (GOOD | {"sheets": [SHEET | {"seconds": [[1], [-2]]}]}, r"seconds must be positive"),
         (GOOD | {"sheets": [SHEET, SHEET]}, "n of the sheets must ascend"),
         (GOOD | {"sheets": [SHEET], "prefill": {"t0": -1}}, r"prefill.t0 must be a finite number"),

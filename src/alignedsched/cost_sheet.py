@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from attrs import frozen
 
 from .arrays import FloatArray
 from .errors import ConfigError
+from .outside import is_number, show
 
 FAR = 1e9  # a length, or a stretch, beyond all there are
 SAME = 0.03  # measured lengths this close (relative) are one grid line
@@ -48,17 +48,19 @@ def check_sheets(sheets: Sequence[Sheet], where: str) -> None:
             raise ConfigError(f"{at}.seconds must have {len(sheet.means)} rows of {len(sheet.stretches)} numbers")
         for row in sheet.seconds:
             for value in row:
-                if not (math.isfinite(value) and value > 0):
-                    raise ConfigError(f"{at}.seconds must be positive and finite, got {value!r}")
+                if not is_number(value, 0) or not value:
+                    raise ConfigError(f"{at}.seconds must be positive and finite, got {show(value)}")
 
 
 def _check_grid(grid: Sequence[float], what: str, least: float) -> None:
     if not grid:
         raise ConfigError(f"{what} must not be empty")
-    if not all(math.isfinite(value) and value >= least for value in grid):
-        raise ConfigError(f"{what} must be finite and at least {least:g}, got {list(grid)}")
-    if any(a >= b for a, b in pairwise(grid)):
-        raise ConfigError(f"{what} must ascend, got {list(grid)}")
+    wrong = [value for value in grid if not is_number(value, least)]
+    if wrong:
+        raise ConfigError(f"{what} must be finite and at least {least:g}, got {show(wrong[0])}")
+    fall = next(((a, b) for a, b in pairwise(grid) if a >= b), None)
+    if fall is not None:
+        raise ConfigError(f"{what} must ascend, got {show(fall[0])} before {show(fall[1])}")
 
 
 class Interpolated:

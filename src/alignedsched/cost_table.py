@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from .arrays import FloatArray
 from .cost_sheet import Grid, Interpolated, Sheet, check_sheets, sheet_of
 from .errors import ConfigError
 from .load import Load, check_uniform
+from .outside import is_count, is_number, read_json, show
 
 FORMAT, VERSION = "alignedsched-cost-table", 1
 
@@ -148,12 +148,8 @@ class TableCosts:
         Raises ConfigError naming the points that are unsound or missing.
         """
         by_n: dict[int, list[tuple[float, float, float]]] = {}
-        for index, (n, total, longest, seconds) in enumerate(points):
-            if n < 1 or not n <= total <= n * longest or not (math.isfinite(seconds) and seconds > 0):
-                raise ConfigError(
-                    f"points[{index}]: needs n >= 1, n <= total <= n·longest and positive seconds, got "
-                    f"n={n!r}, total={total!r}, longest={longest!r}, seconds={seconds!r}"
-                )
+        for index, point in enumerate(points):
+            n, total, longest, seconds = _read_point(point, f"points[{index}]")
             by_n.setdefault(n, []).append((total / n, longest * n / total, seconds))
         return cls(tuple(sheet_of(n, by_n[n]) for n in sorted(by_n)), prefill, source)
 
@@ -167,16 +163,11 @@ class TableCosts:
     def load(cls, path: str | os.PathLike[str]) -> TableCosts:
         """Read what ``save`` wrote. Raises ConfigError naming the file and the field that is wrong."""
         where = os.fspath(path)
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise ConfigError(f"{where}: is not JSON ({error})") from error
+        content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ConfigError(f"{where}: format must be {FORMAT!r}")
         if content.get("version") != VERSION:
-            raise ConfigError(f"{where}: version must be {VERSION}, got {content.get('version')!r}")
+            raise ConfigError(f"{where}: version must be {VERSION}, got {show(content.get('version'))}")
         sheets = content.get("sheets")
         if not isinstance(sheets, list):
             raise ConfigError(f"{where}: sheets must be a list")
@@ -187,12 +178,26 @@ class TableCosts:
         return cls(read, Prefill(**terms), str(content.get("source", "")))
 
 
+def _read_point(point: object, where: str) -> tuple[int, int, int, float]:
+    """A measured step (n, total, longest, seconds), checked."""
+    if not isinstance(point, Sequence) or isinstance(point, str) or len(point) != 4:
+        raise ConfigError(f"{where}: must be (n, total, longest, seconds), got {show(point)}")
+    n, total, longest, seconds = point
+    counts = all(is_count(value, 1, 2**53) for value in (n, total, longest))
+    if not counts or not n <= total <= n * longest or not is_number(seconds, 0) or not seconds:
+        raise ConfigError(
+            f"{where}: needs n >= 1, n <= total <= n·longest and positive seconds, got n={show(n)}, "
+            f"total={show(total)}, longest={show(longest)}, seconds={show(seconds)}"
+        )
+    return n, total, longest, seconds
+
+
 def _read_sheet(content: object, where: str) -> Sheet:
     if not isinstance(content, dict):
         raise ConfigError(f"{where} must be an object with n, means, stretches and seconds")
     n, seconds = content.get("n"), content.get("seconds")
-    if type(n) is not int:
-        raise ConfigError(f"{where}.n must be an integer, got {n!r}")
+    if not is_count(n, 0, 2**53):
+        raise ConfigError(f"{where}.n must be an integer, got {show(n)}")
     if not isinstance(seconds, list):
         raise ConfigError(f"{where}.seconds must be a list of lists of numbers")
     rows = tuple(_numbers(row, f"{where}.seconds[{index}]") for index, row in enumerate(seconds))
@@ -201,15 +206,15 @@ def _read_sheet(content: object, where: str) -> Sheet:
 
 
 def _numbers(content: object, where: str) -> Grid:
-    if not isinstance(content, list) or not all(type(value) in (int, float) for value in content):
-        raise ConfigError(f"{where} must be a list of numbers, got {content!r}")
+    if not isinstance(content, list) or not all(map(is_number, content)):
+        raise ConfigError(f"{where} must be a list of finite numbers, got {show(content)}")
     return tuple(map(float, content))
 
 
 def _float(content: object, name: str, where: str, default: float) -> float:
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{where} must be an object, got {content!r}")
+        raise ConfigError(f"{where} must be an object, got {show(content)}")
     value = content.get(name, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-        raise ConfigError(f"{where}.{name} must be a finite number of at least 0, got {value!r}")
+    if not is_number(value, 0):
+        raise ConfigError(f"{where}.{name} must be a finite number of at least 0, got {show(value)}")
     return float(value)

@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from .errors import ConfigError
 from .models import MODELS, Model, model_named
+from .outside import is_count, is_number, show
 
 __all__ = [
     "ENGINE_HOST", "GPUS", "LINKS", "MODELS", "AllReduce", "DecodeAttention", "Gpu", "Host", "LinkSpeed", "MatMul",
@@ -205,14 +206,14 @@ LINKS: Mapping[str, LinkSpeed] = {link.name: link for link in _LINKS}
 def gpu_named(name: str) -> Gpu:
     """The preset of that name. Raises ConfigError listing the known ones."""
     if name not in GPUS:
-        raise ConfigError(f"unknown GPU {name!r}; known: {', '.join(GPUS)}")
+        raise ConfigError(f"unknown GPU {show(name)}; known: {', '.join(GPUS)}")
     return GPUS[name]
 
 
 def link_named(name: str) -> LinkSpeed:
     """The preset of that name. Raises ConfigError listing the known ones."""
     if name not in LINKS:
-        raise ConfigError(f"unknown link {name!r}; known: {', '.join(LINKS)}")
+        raise ConfigError(f"unknown link {show(name)}; known: {', '.join(LINKS)}")
     return LINKS[name]
 
 
@@ -234,17 +235,18 @@ def kv_blocks(
     ``reserved_bytes`` of it are left to activations and graphs. Raises ConfigError when not one block fits, saying how
     many bytes are missing, and for values out of range.
     """
-    if not 0 < utilization <= 1:
-        raise ConfigError(f"utilization must lie in (0, 1], got {utilization!r}")
-    if block_size < 1:
-        raise ConfigError(f"block_size must be at least 1, got {block_size!r}")
-    if reserved_bytes < 0:
-        raise ConfigError(f"reserved_bytes must be at least 0, got {reserved_bytes!r}")
+    if not is_number(utilization, 0, 1) or not utilization:
+        raise ConfigError(f"utilization must lie in (0, 1], got {show(utilization)}")
+    if not is_count(block_size, 1):
+        raise ConfigError(f"block_size must be at least 1, got {show(block_size)}")
+    if not is_count(reserved_bytes):
+        raise ConfigError(f"reserved_bytes must be at least 0, got {show(reserved_bytes)}")
     block_bytes = block_size * model.kv_bytes_per_token_on(tensor_parallel)
     room = int(gpu.memory_bytes * utilization) - model.weight_bytes_on(tensor_parallel) - reserved_bytes
     if room < block_bytes:
         raise ConfigError(
-            f"{model.name} at tensor_parallel={tensor_parallel} does not fit on {gpu.name}: {block_bytes - room} bytes "
-            f"are missing for one KV block at utilization {utilization}; use more GPUs or a smaller number format"
+            f"{show(model.name)} at tensor_parallel={tensor_parallel} does not fit on {gpu.name}: "
+            f"{block_bytes - room} bytes are missing for one KV block at utilization {utilization}; "
+            "use more GPUs or a smaller number format"
         )
     return room // block_bytes

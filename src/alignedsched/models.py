@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,19 +10,23 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from .errors import ConfigError
+from .outside import is_count, read_json, show
 
+MOST = 2**31 - 1  # of any size of a model
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "fp8": 1}
 
 
 def _positive(instance: Model, attribute: Any, value: int) -> None:
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"model {instance.name!r}: {attribute.name} must be an integer of at least 1, got {value!r}")
+    if not is_count(value, 1, MOST):
+        raise ConfigError(
+            f"model {show(instance.name)}: {attribute.name} must be an integer from 1 to {MOST}, got {show(value)}"
+        )
 
 
 def _dtype(instance: Model, attribute: Any, value: str) -> None:
     if value not in DTYPE_BYTES:
         raise ConfigError(
-            f"model {instance.name!r}: {attribute.name} must be one of {', '.join(DTYPE_BYTES)}, got {value!r}"
+            f"model {instance.name!r}: {attribute.name} must be one of {', '.join(DTYPE_BYTES)}, got {show(value)}"
         )
 
 
@@ -56,7 +59,7 @@ class Model:
     def __attrs_post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ConfigError(
-                f"model {self.name!r}: heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
+                f"model {show(self.name)}: heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
             )
 
     @property
@@ -78,7 +81,7 @@ class Model:
         larger, smaller = max(self.kv_heads, tensor_parallel), min(self.kv_heads, tensor_parallel)
         if tensor_parallel < 1 or self.heads % tensor_parallel or larger % smaller:
             raise ConfigError(
-                f"model {self.name!r}: {self.heads} heads and {self.kv_heads} KV heads cannot be split evenly over "
+                f"model {show(self.name)}: {self.heads} heads and {self.kv_heads} KV heads cannot be split evenly over "
                 f"tensor_parallel={tensor_parallel}"
             )
         return max(1, self.kv_heads // tensor_parallel)
@@ -122,12 +125,7 @@ class Model:
             return _from_fields(source, "config")
         path = Path(source)
         path = path / "config.json" if path.is_dir() else path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise ConfigError(f"{path}: is not JSON ({error})") from error
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ConfigError(f"{path}: must hold a JSON object, got {type(content).__name__}")
         return _from_fields(content, str(path))
@@ -176,7 +174,7 @@ def _from_fields(config: Mapping[str, Any], where: str) -> Model:
         config = {**config, **config["text_config"]}
     for name, kind in _REFUSED:
         if config.get(name):
-            raise ConfigError(f"{where}: {name}={config[name]!r} says {kind}, whose cost is not modelled; {_DENSE}")
+            raise ConfigError(f"{where}: {name}={show(config[name])} says {kind}, whose cost is not modelled; {_DENSE}")
     _refuse_windows(config, where)
     family = str(config.get("model_type", ""))
     hidden = _number(config, where, "hidden_size", "n_embd")
@@ -208,25 +206,30 @@ def _formats(config: Mapping[str, Any], where: str) -> tuple[str, str]:
     stated = config.get("torch_dtype", config.get("dtype")) or "bfloat16"
     dtype = "bfloat16" if stated == "float32" else stated
     if dtype not in ("bfloat16", "float16"):
-        raise ConfigError(f"{where}: torch_dtype={dtype!r} is not modelled; supported: bfloat16, float16, float32")
+        raise ConfigError(f"{where}: torch_dtype={show(dtype)} is not modelled; supported: bfloat16, float16, float32")
     quantised = config.get("quantization_config")
     if not quantised:
         return dtype, dtype
     method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
     if method not in ("fp8", "fbgemm_fp8"):
-        raise ConfigError(f"{where}: quantization_config.quant_method={method!r} is not modelled; supported: fp8")
+        raise ConfigError(f"{where}: quantization_config.quant_method={show(method)} is not modelled; supported: fp8")
     return "fp8", dtype
 
 
 def _refuse_windows(config: Mapping[str, Any], where: str) -> None:
-    kinds = {str(kind) for kind in config.get("layer_types") or ()} - {"full_attention"}
-    if kinds:
-        raise ConfigError(f"{where}: layer_types has {', '.join(sorted(kinds))}, not modelled; {_DENSE}")
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list | tuple):
+        raise ConfigError(f"{where}: layer_types must be a list, got {show(kinds)}")
+    other = next((kind for kind in kinds if kind != "full_attention"), None)
+    if other is not None:
+        raise ConfigError(f"{where}: layer_types has {show(other)}, not modelled; {_DENSE}")
     # Qwen2 states a window and switches it off in the next field.
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     positions = config.get("max_position_embeddings", 0)
     if isinstance(window, int) and window > 0 and not (isinstance(positions, int) and window >= positions > 0):
-        raise ConfigError(f"{where}: sliding_window={window} says sliding-window attention, not modelled; {_DENSE}")
+        raise ConfigError(
+            f"{where}: sliding_window={show(window)} says sliding-window attention, not modelled; {_DENSE}"
+        )
 
 
 def _number(config: Mapping[str, Any], where: str, *names: str, default: int | None = None) -> int:
@@ -234,8 +237,8 @@ def _number(config: Mapping[str, Any], where: str, *names: str, default: int | N
         value = config.get(name)
         if value is None:
             continue
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"{where}: {name} must be an integer of at least 1, got {value!r}")
+        if not is_count(value, 1, MOST):
+            raise ConfigError(f"{where}: {name} must be an integer from 1 to {MOST}, got {show(value)}")
         return value
     if default is None:
         raise ConfigError(f"{where}: none of {', '.join(names)} is there; {_DENSE}")
@@ -260,5 +263,7 @@ MODELS: Mapping[str, Model] = {model.name: model for model in _MODELS}
 def model_named(name: str) -> Model:
     """The preset of that name. Raises ConfigError listing the known ones."""
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; known: {', '.join(MODELS)} (or read one with Model.from_config)")
+        raise ConfigError(
+            f"unknown model {show(name)}; known: {', '.join(MODELS)} (or read one with Model.from_config)"
+        )
     return MODELS[name]

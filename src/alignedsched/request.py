@@ -19,7 +19,8 @@ def _count(minimum: int) -> Validator:
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         if type(value) is not int or value < minimum:
             raise CallerError(
-                f"{type(instance).__name__}.{attribute.name} must be an integer of at least {minimum}, got {show(value)}"
+                f"{type(instance).__name__}.{attribute.name} must be an integer of at least {minimum}, "
+                f"got {show(value)}"
             )
 
     return validate

@@ -20,6 +20,7 @@ from ..lanes import LaneState
 from ..ledger import Extent
 from ..live import Flight, Live
 from ..load import Load
+from ..outside import is_number, show
 from ..policies.protocols import Batching, PlainData, Policy, Stepped, Watch
 from ..queue import Waiting
 from ..scheduler import Scheduler
@@ -169,6 +170,8 @@ class Filling:
     def _facts(self, data: Any) -> None:
         if type(data) is not dict or data.keys() != _PLAIN_FACTS.keys():
             raise MisfitError(f"must be {', '.join(_PLAIN_FACTS)}, got {data!r:.80}")
+        if not is_number(data["now"]):
+            raise MisfitError(f"now must be finite seconds, got {show(data['now'])}")
         for name, read in _PLAIN_FACTS.items():
             try:
                 value = read(data[name])

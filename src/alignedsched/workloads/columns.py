@@ -12,6 +12,7 @@ import numpy.typing as npt
 from attrs import evolve, field, frozen
 
 from ..errors import CallerError, ConfigError
+from ..outside import show
 from ..request import Request
 from .rows import MAX_TOKENS, Row
 
@@ -59,7 +60,7 @@ def _maybe_ints(values: Any) -> Ints | None:
 
 
 def _fail(what: str, index: int, value: object, expected: str) -> None:
-    raise CallerError(f"workload column {what}, request {index}: got {value!r}, expected {expected}")
+    raise CallerError(f"workload column {what}, request {index}: got {show(value)}, expected {expected}")
 
 
 @frozen(eq=False)

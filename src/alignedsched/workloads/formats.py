@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from typing import NoReturn, Protocol
 
+from ..outside import show
 from .lines import Line, LineSource
 from .rows import (
     BadRowError,
@@ -22,7 +23,6 @@ from .rows import (
     name_json,
     priority_json,
     priority_text,
-    show,
     time_json,
     time_text,
     whole_json,
@@ -63,21 +63,26 @@ def split_record(line: Line, source: LineSource) -> list[str]:
     """
     if '"' not in line.text:
         return line.text.split(",")
-    texts, further = [line.text + line.end], list[Line]()
-    while True:
-        try:
-            return next(csv.reader(texts, strict=True))
-        except csv.Error as error:
-            more = next(source, None) if "unexpected end" in str(error) and len(texts) < _MAX_RECORD_LINES else None
-            if more is not None:
-                further.append(more)
-                texts.append(more.text + more.end)
-            if more is None or more.problem:
-                source.push_back(further)
-                raise BadRowError(
-                    None,
-                    f"got {show(line.text)} ({error}), expected closed quotes and cells as the csv module has them",
-                ) from None
+    further: list[Line] = []
+
+    def texts() -> Iterator[str]:  # read as the csv module asks for them, each once
+        yield line.text + line.end
+        while len(further) < _MAX_RECORD_LINES - 1:
+            more = next(source, None)
+            if more is None:
+                return
+            further.append(more)
+            if more.problem:
+                return
+            yield more.text + more.end
+
+    try:
+        return next(csv.reader(texts(), strict=True))
+    except csv.Error as error:
+        source.push_back(further)
+        raise BadRowError(
+            None, f"got {show(line.text)} ({error}), expected closed quotes and cells as the csv module has them"
+        ) from None
 
 
 class CsvForm:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from typing import BinaryIO, NamedTuple, cast
 from ..errors import TraceError
 
 MAX_LINE_BYTES = 8 * 2**20
+MAX_RATIO, MAX_UNPACKED_BYTES = 100, 64 * 2**20  # a gzip file may unpack to the larger: its size so often, or this
 _GZIP_MAGIC = b"\x1f\x8b"
 _KEEP_OF_OVERSIZED = 1000
 
@@ -30,8 +33,12 @@ class Line(NamedTuple):
     problem: str | None = None
 
 
+class _BombError(Exception):
+    """A gzip file unpacks to far more than a trace of its size does."""
+
+
 class LineSource(Iterator[Line]):
-    """Reads a file line by line; memory is bounded by ``MAX_LINE_BYTES`` whatever the file holds.
+    """Reads a file line by line; memory is bounded by ``MAX_LINE_BYTES`` whatever the file holds, work by its size.
 
     What is wrong inside the file (a line too long, bytes that are not UTF-8, damaged compression) comes as a line
     with a ``problem``, so that the caller can raise it or set it aside. Raises TraceError when the file cannot be
@@ -50,6 +57,7 @@ class LineSource(Iterator[Line]):
             except (OSError, ValueError) as error:
                 raise TraceError(f"cannot be opened: {error}", file=self.path) from error
             opened = stack.enter_context(gzip.GzipFile(fileobj=plain, mode="rb")) if zipped else plain
+            self._left = max(MAX_UNPACKED_BYTES, MAX_RATIO * os.fstat(plain.fileno()).st_size) if zipped else math.inf
             self._file = cast(BinaryIO, opened)
             self._close = stack.pop_all()
 
@@ -69,15 +77,18 @@ class LineSource(Iterator[Line]):
         if self._ended:
             raise StopIteration
         try:
-            raw = self._file.readline(MAX_LINE_BYTES + 1)
+            raw = self._read(MAX_LINE_BYTES + 1)
             oversized = len(raw) > MAX_LINE_BYTES
             kept = raw[:_KEEP_OF_OVERSIZED] if oversized else raw
             while oversized and raw and not raw.endswith(b"\n"):
-                raw = self._file.readline(MAX_LINE_BYTES)
+                raw = self._read(MAX_LINE_BYTES)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            self._ended = True
-            self.number += 1
-            return Line(self.number, "", "", f"the gzip data ends early or is damaged ({error}), expected a whole file")
+            return self._last(f"the gzip data ends early or is damaged ({error}), expected a whole file")
+        except _BombError:
+            return self._last(
+                f"the gzip data unpacks to more than {MAX_RATIO} times its size and {MAX_UNPACKED_BYTES} bytes, "
+                "expected a trace; if it is one, unpack it first"
+            )
         except OSError as error:
             raise TraceError(f"cannot be read: {error}", file=self.path, line=self.number + 1) from error
         if not raw and not oversized:
@@ -85,6 +96,18 @@ class LineSource(Iterator[Line]):
             raise StopIteration
         self.number += 1
         return self._line(kept, oversized)
+
+    def _read(self, most: int) -> bytes:
+        raw = self._file.readline(most)
+        self._left -= len(raw)
+        if self._left < 0:
+            raise _BombError
+        return raw
+
+    def _last(self, problem: str) -> Line:
+        self._ended = True
+        self.number += 1
+        return Line(self.number, "", "", problem)
 
     def _line(self, raw: bytes, oversized: bool) -> Line:
         if oversized:

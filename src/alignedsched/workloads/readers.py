@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import TextIO
 
 from ..errors import ConfigError, TraceError
+from ..outside import show
 from .formats import CSV_FORMS, FORMATS, JSON_FORMS, Form, recognise, split_record
 from .lines import Line, LineSource
-from .rows import BadRowError, Row, show
+from .rows import BadRowError, Row
 
 FilePath = str | PathLike[str]
 
@@ -33,9 +34,9 @@ class TraceReader(Iterator[Row]):
         limit: int | None = None,
     ) -> None:
         if format is not None and format not in FORMATS:
-            raise ConfigError(f"unknown trace format {format!r}; known: {', '.join(FORMATS)}")
+            raise ConfigError(f"unknown trace format {show(format)}; known: {', '.join(FORMATS)}")
         if limit is not None and (type(limit) is not int or limit < 0):
-            raise ConfigError(f"limit must be an integer of at least 0, got {limit!r}")
+            raise ConfigError(f"limit must be an integer of at least 0, got {show(limit)}")
         self.path = fspath(path)
         self.rows = 0
         self.skipped = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ..outside import show
+
 MAX_TOKENS = 2**31 - 1
 MAX_HASH = 2**63 - 1
 MAX_TIME = 1e12  # seconds; beyond it a float no longer resolves a tenth of a millisecond
@@ -39,17 +41,6 @@ class BadRowError(Exception):
         super().__init__(problem)
         self.column = column
         self.problem = problem
-
-
-def show(value: object) -> str:
-    """A value for a message: short whatever the file holds, and never failing on nested or endless ones."""
-    if isinstance(value, str):
-        return repr(value) if len(value) <= 80 else f"{value[:80]!r}... ({len(value)} characters)"
-    if value is None or isinstance(value, bool | float):
-        return repr(value)
-    if isinstance(value, int):
-        return repr(value) if abs(value) < 10**30 else f"an integer of {value.bit_length()} bits"
-    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__
 
 
 def wrong(column: str, value: object, expected: str) -> BadRowError:
