@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignedsched.cluster import Cluster, Device, KVLayout, Lane, Role
 from alignedsched.errors import CallerError, ConfigError
+from alignedsched.events import Arrived
 from alignedsched.policies.admission import ArrivalOrder
 from alignedsched.policies.buckets import BOUNDS, BucketOrder, buckets
+from alignedsched.policies.cost_aligned import cost_aligned
 from alignedsched.policies.fcfs import fcfs
 from alignedsched.policies.protocols import Policy
 from alignedsched.policies.waves import WaveMemory, WaveOrder, waves
 from alignedsched.registry import policy
+from alignedsched.request import Request
+from alignedsched.scheduler import Scheduler
 from alignedsched.sim.build import build
 from alignedsched.sim.run import run
 from alignedsched.views import from_columns
@@ -125,3 +131,13 @@ def test_when_nothing_queues_for_long_it_is_plain_continuous_batching(make: obje
         return {**run(traffic, built.cluster, built.costs, made).figures, "wall_s": 0, "policy": ""}
 
     assert figures(make()) == figures(fcfs())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("made", [waves, buckets, cost_aligned])
+def test_who_is_held_back_by_the_caller_holds_up_nobody_who_comes_later(made: Callable[[], Policy]) -> None:
+    cluster = Cluster((Device("g", Role.BOTH, 40),), (Lane("l", ("g",)),), layout=KVLayout(4, 10))
+    scheduler = Scheduler(cluster, made(), eligible=lambda request: request.id != "held")
+    scheduler.handle(1.0, Arrived(Request("held", 8, 9)))
+    plan = scheduler.handle(2.0, Arrived(Request("later", 8, 9)))
+    assert [chunk.request for step in plan.steps for chunk in step.chunks] == ["later"]
+    assert scheduler.counts["overruled"] == 0

@@ -140,10 +140,14 @@ def test_the_runs_of_these_properties_do_have_turns() -> None:
     assert sum(lived(seed, "gated", WAIT_S)[0].longest > 0.05 for seed in range(20)) >= 4
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_short_of_room_there_are_no_more_preemptions_than_with_fcfs(seed: int) -> None:
-    load, cluster = random_workload(seed, 120, 900, 1e6), small_cluster(150)
-    mine, plain = (run(load, cluster, SURFACES["gated"], p).figures["preemptions"] for p in (cost_aligned(), fcfs()))
+def test_short_of_room_there_are_no_more_preemptions_than_with_fcfs() -> None:
+    """Summed over runs: in a single one a preemption more or less is chance."""
+    mine = plain = 0
+    for seed in range(12):
+        load, cluster = random_workload(seed, 120, 900, 1e6), small_cluster(150)
+        mine += run(load, cluster, SURFACES["gated"], cost_aligned()).figures["preemptions"]
+        plain += run(load, cluster, SURFACES["gated"], fcfs()).figures["preemptions"]
+    assert plain > 50
     assert mine <= plain
 
 
@@ -153,13 +157,38 @@ def test_with_a_bound_below_a_round_nobody_sits_out() -> None:
     assert sitting.longest == 0.0
 
 
+def test_a_tpot_target_switches_rounds_off_that_would_break_it() -> None:
+    load, cluster = random_workload(1, 60, 1200, 1e6), small_cluster(400)
+    longest = [
+        watched(load, cluster, SURFACES["gated"], cost_aligned(tpot_target_s=target))[0].longest
+        for target in (None, 1.0, 0.0001)
+    ]
+    assert longest[0] > 0.0
+    assert longest[1] <= 4.0
+    assert longest[2] == 0.0
+
+
+def test_who_goes_first_is_a_choice_of_its_own() -> None:
+    load, cluster = random_workload(2, 80, 900, 1e6), small_cluster(200)
+    means = {
+        (order, predictor): run(
+            load, cluster, SURFACES["balanced"], cost_aligned(order=order, predictor=predictor, patience_s=1e6)
+        ).figures["latency_s"]["e2e"]["mean"]
+        for order, predictor in (("arrival", "history"), ("remaining", "oracle"), ("value", "oracle"))
+    }
+    assert means["remaining", "oracle"] < 0.9 * means["arrival", "history"]
+    assert means["value", "oracle"] < 0.9 * means["arrival", "history"]
+
+
 # -- its memory, its options
 
 
 TURN = Turn(1, 300, 17, 33, 17, 2.5, 0.01, 3)
 MEMORIES = (
     Memory(),
-    Memory({"queue": Backlog(Wave(["a", "b"], 1), 3.0)}, {"l": LaneMemory(TURN, 4.0), "m": LaneMemory(None, None)}),
+    Memory(
+        {"queue": Backlog(Wave(["a", "b"], 1), 3.0)}, {"l": LaneMemory(TURN, 4.0), "m": LaneMemory(None, None, True)}
+    ),
 )
 
 
@@ -179,10 +208,12 @@ def test_memory_survives_json(memory: Memory) -> None:
         {"backlogs": {"queue": [["a"], None]}, "lanes": {}},
         {"backlogs": {"queue": [[["a"], 2], None]}, "lanes": {}},
         {"backlogs": {"queue": [[[7], 0], None]}, "lanes": {}},
-        {"backlogs": {}, "lanes": {"l": [None, "late"]}},
-        {"backlogs": {}, "lanes": {"l": [[1, 2, 3, 4, 5, 0, 1.0, 1.0], None]}},
-        {"backlogs": {}, "lanes": {"l": [[1, 2, 3], None]}},
-        {"backlogs": {}, "lanes": {"l": [[1, 2, 3, 4, 5.5, 1, 1.0, 1.0], None]}},
+        {"backlogs": {}, "lanes": {"l": [[None, False], "late"]}},
+        {"backlogs": {}, "lanes": {"l": [[None, 1], None]}},
+        {"backlogs": {}, "lanes": {"l": [None, None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 0, 1.0, 1.0], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5.5, 1, 1.0, 1.0], False], None]}},
     ],
 )
 def test_what_is_no_state_is_refused_and_changes_nothing(state: Any) -> None:
@@ -201,6 +232,10 @@ def test_what_is_no_state_is_refused_and_changes_nothing(state: Any) -> None:
         (lambda: RoundSettings(least=0), "RoundSettings.least"),
         (lambda: GateSettings(faster=0.5), "GateSettings.faster"),
         (lambda: cost_aligned(token_budget=0), "token_budget"),
+        (lambda: cost_aligned(tpot_target_s=-1.0), "RoundSettings.tpot_target_s"),
+        (lambda: cost_aligned(order="longest"), "order must be one of arrival, remaining, value"),
+        (lambda: cost_aligned(predictor="crystal"), "predictor"),
+        (lambda: cost_aligned(order="remaining", patience_s=-1.0), "patience_s"),
     ],
 )
 def test_options_out_of_range_are_named(make: Callable[[], object], names: str) -> None:

@@ -126,25 +126,36 @@ def test_who_has_waited_too_long_is_next() -> None:
 
 
 def told(costs: Costs, classes: list[tuple[int, int]], tokens: int = 400_000) -> Gain:
-    return gain(costs, classes, Room(tokens, 256), 300.0, False, RoundSettings())
+    return gain(costs, classes, Room(tokens, 256), 300.0, RoundSettings())
 
 
-CLASSES = st.lists(st.tuples(st.integers(1, 2000), st.integers(50, 60_000)), min_size=1, max_size=8).map(
+CLASSES = st.lists(st.tuples(st.integers(100, 2000), st.integers(50, 60_000)), min_size=1, max_size=8).map(
     lambda rows: [(n, n * length) for n, length in sorted(rows, key=lambda row: row[1])]
 )
 
 
 @settings(max_examples=150, deadline=None)
 @given(classes=CLASSES)
-def test_on_a_balanced_surface_waves_are_never_noticeably_faster(classes: list[tuple[int, int]]) -> None:
-    assert told(surface("balanced"), classes).time <= 1.05
+def test_on_a_balanced_surface_waves_are_never_faster_but_for_rounding(classes: list[tuple[int, int]]) -> None:
+    """Residents are whole: of few of them one more or less would show. (There the gate is not even asked.)"""
+    assert told(surface("balanced"), classes, tokens=6_000_000).time <= 1.02
 
 
-@pytest.mark.parametrize("name", ["unsplit", "padded"])
-def test_a_long_tail_is_worked_off_faster_in_waves(name: str) -> None:
-    found = told(surface(name, gate=27.0), [(950, 950 * 500), (50, 50 * 32_000)])
-    assert found.time > 1.05
+@pytest.mark.parametrize(("name", "faster"), [("gated", 1.1), ("unsplit", 1.2), ("padded", 1.2)])
+def test_a_long_tail_is_worked_off_faster_in_waves(name: str, faster: float) -> None:
+    tail = [(400, 1000), (300, 8000), (200, 16_000), (90, 32_000), (10, 100_000)]
+    found = told(surface(name, gate=27.0), [(n, n * length) for n, length in tail])
+    assert found.time > faster
     assert found.wait > 2.0
+
+
+def test_where_prefill_elsewhere_is_the_bottleneck_waves_are_not_faster() -> None:
+    costs = AffineCosts(T0, 1e-3, TOKEN, LONGEST, "unsplit")
+    tail = [(400, 400 * 1000), (300, 300 * 8000), (10, 10 * 100_000)]
+    alone = gain(costs, tail, Room(400_000, 256), 300.0, RoundSettings())
+    behind = gain(costs, tail, Room(400_000, 256, 1.0, apart=True), 300.0, RoundSettings())
+    assert alone.time > 1.1
+    assert behind.time == pytest.approx(1.0)
 
 
 def test_equal_lengths_gain_nothing() -> None:

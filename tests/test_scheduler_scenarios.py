@@ -548,3 +548,36 @@ def test_a_hook_that_raises_costs_no_chunk_that_was_taken_before() -> None:
         scheduler.handle(1.0, *(Arrived(Request(name, 4, 9)) for name in "ab"))
     scheduler.check()
     assert [chunk.request for step in scheduler.handle(2.0).steps for chunk in step.chunks] == ["a"]
+
+
+def test_who_fits_only_a_larger_lane_blocks_nobody_on_a_smaller_one() -> None:
+    cluster = Cluster(
+        (Device("g0", Role.BOTH, 40), Device("g1", Role.BOTH, 4)),
+        (Lane("l0", ("g0",)), Lane("l1", ("g1",))),
+        layout=KVLayout(4, 10),
+    )
+    story = Story(cluster)
+    story.tell(LaneLost("l0"))
+    plan = story.tell(Arrived(Request("large", 30, 9)), Arrived(Request("small", 4, 9)))
+    assert [(step.lane, [chunk.request for chunk in step.chunks]) for step in plan.steps] == [("l1", ["small"])]
+    assert story.scheduler.counts["overruled"] == 0
+
+
+def test_who_has_outgrown_the_smaller_of_two_ranks_starts_over_for_the_larger() -> None:
+    ends = [("p0", "g0"), ("p0", "g1")]
+    cluster = Cluster(
+        (Device("p0", Role.PREFILL, 20), Device("g0", Role.DECODE, 5), Device("g1", Role.DECODE, 4)),
+        (Lane("p", ("p0",)), Lane("l0", ("g0", "g1"))),
+        links=tuple(Link(a, b, 1e9) for a, b in ends),
+        layout=KVLayout(4, 10),
+    )
+    story = Story(cluster)
+    story.tell(Arrived(Request("a", 11, None)), Arrived(Request("b", 8, None)))
+    plan = story.done(0, 0, 0, lane="p", prefilled=("a", "b"))
+    assert [(copy.request, copy.target) for copy in plan.copies] == [("a", "g0"), ("b", "g1")]
+    first = story.tell(CopyDone(0), CopyDone(1)).steps[-1].order
+    failed = StepsFailed("l0", first, 0, 3, "out of luck", finished=(("a", 0),))
+    plan = story.tell(failed, CapacityChanged("g1", 3))
+    assert not story.scheduler.pooled, "b has 12 tokens on a device of 12, and needs room for one more"
+    chunks = [chunk for step in plan.steps if step.lane == "p" for chunk in step.chunks]
+    assert [(chunk.request, chunk.end) for chunk in chunks] == [("b", 13)]

@@ -180,7 +180,9 @@ class Room:
         newest = max(held, key=lambda live: live.order)
         first = next(books.pool.by_order(), None)
         overtaken = first is not None and books.live[first].order < newest.order  # it sits where an older one has to go
-        fits = books.could_hold(lane, newest.context_length)
+        rank = books.resident_rank(newest, lane)
+        tiers = lane.tiers if rank is None else (lane.tiers[rank],)
+        fits = books.layout.blocks(newest.context_length) <= max(map(books.ledger.capacity, tiers))
         if len(held) > 1 or lane.prefilling or lane.joining or overtaken or not fits:
             self._tell(Rule.STARTS_OVER, lane, newest.id, len(held))
             self._recompute(newest)

@@ -46,7 +46,7 @@ class LiveRank:
 class SchedulerView:
     """What a policy sees of a scheduler when it decides for one lane. Nothing is copied but small tuples."""
 
-    __slots__ = ("_books", "_eligible", "_lane", "cluster", "costs", "layout", "pool", "queue", "ranks")
+    __slots__ = ("_books", "_eligible", "_lane", "_largest", "cluster", "costs", "layout", "pool", "queue", "ranks")
 
     def __init__(self, books: Books, lane: LaneBook, costs: Costs | None, eligible: Callable[[Request], bool]) -> None:
         self._books = books
@@ -58,6 +58,8 @@ class SchedulerView:
         self.costs = costs
         self.pool = PoolReader(books.pool)
         self.queue = QueueReader(books.queue)
+        devices = books.cluster.device
+        self._largest = max(min(devices[tier].kv_blocks for tier in book.tiers) for book in books.prefillers)
 
     @property
     def now(self) -> float:
@@ -153,13 +155,13 @@ class SchedulerView:
         return self._eligible(request) and self._holdable(request)
 
     def _holdable(self, request: Request) -> bool:
-        """Whether the lane's devices, if one has become smaller, could still prefill a request that queues. O(ranks).
+        """Whether the lane's devices, as large as they are now, could prefill a request that queues. O(ranks).
 
-        What does not fit any more waits for the capacity, and blocks nobody behind it.
+        What does not fit waits for a larger lane, or for capacity to come back, and blocks nobody behind it.
         """
-        ledger, devices = self._books.ledger, self.cluster.device
+        ledger = self._books.ledger
         room = [ledger.capacity(tier) - ledger.quarantined(tier) for tier in self._lane.tiers]
-        if all(blocks >= devices[tier].kv_blocks for blocks, tier in zip(room, self._lane.tiers, strict=True)):
+        if min(room) >= self._largest:
             return True
         if request.id not in self._books.queue:
             return True

@@ -21,10 +21,14 @@ class Backlog:
 
 @frozen
 class LaneMemory:
-    """Of a lane: whose turn it is (None: all run together), and when that was last looked at (seconds)."""
+    """Of a lane: whose turn it is (None: all run together), and when that was last looked at (seconds).
+
+    ``returning``: rounds are over, and somebody who sat out still waits for room.
+    """
 
     turn: Turn | None = None
     looked: float | None = None
+    returning: bool = False
 
 
 @frozen
@@ -53,7 +57,8 @@ class Memory:
             for name, backlog in self.backlogs.items()
         }
         lanes: dict[str, PlainData] = {
-            lane: [None if kept.turn is None else kept.turn.plain(), kept.looked] for lane, kept in self.lanes.items()
+            lane: [[None if kept.turn is None else kept.turn.plain(), kept.returning], kept.looked]
+            for lane, kept in self.lanes.items()
         }
         return {"backlogs": backlogs, "lanes": lanes}
 
@@ -67,7 +72,7 @@ class Memory:
             for name, (first, second) in _pairs("backlogs", plain["backlogs"]).items()
         }
         lanes = {
-            lane: LaneMemory(None if first is None else Turn.from_plain(first), second)
+            lane: LaneMemory(*_turn(lane, first, second))
             for lane, (first, second) in _pairs("lanes", plain["lanes"]).items()
         }
         return Memory(backlogs, lanes)
@@ -85,3 +90,9 @@ def _pairs(what: str, plain: PlainData) -> dict[str, tuple[PlainData, float | No
             raise CallerError(f"cost_aligned: {what}[{name!r}] of its state: a pair with seconds, got {show(pair)}")
         pairs[name] = (pair[0], pair[1])
     return pairs
+
+
+def _turn(lane: str, plain: PlainData, looked: float | None) -> tuple[Turn | None, float | None, bool]:
+    if not isinstance(plain, list) or len(plain) != 2 or not isinstance(plain[1], bool):
+        raise CallerError(f"cost_aligned: lanes[{lane!r}] of its state: a turn and a flag, got {show(plain)}")
+    return None if plain[0] is None else Turn.from_plain(plain[0]), looked, plain[1]

@@ -48,7 +48,7 @@ class BucketOrder(ArrivalOrder):
             at += 1
         turn = Wave(turn.ids, at) if at < len(turn.ids) else Wave(self._next(queue))
         self.memory.wave = turn
-        return turn.in_turn(queue)
+        return turn.in_turn(view)
 
     def _next(self, queue: QueueReader) -> Sequence[str]:
         """All that queue of the bucket whose first has waited longest."""

@@ -17,7 +17,6 @@ from itertools import chain, islice
 
 from attrs import evolve, field, frozen
 
-from ..lengths import Histogram
 from ..load import Costs
 from ..pool import class_width
 from ..request import RequestId
@@ -26,11 +25,14 @@ from .aligned_memory import Backlog, LaneMemory, Memory
 from .fcfs import ContinuousBatching
 from .gate import Gain, Room, gain
 from .options import number
+from .order import order as order_named
 from .predict import History, Predictor
+from .predict import predictor as predictor_named
 from .protocols import Composition, PlainData, Policy, Sacrifice
 from .rank_balance import RankOrder
 from .residency import DirectResidency
 from .rounds import RoundSettings, Turn, next_turn
+from .sjf import OrderedBatching
 from .sorted_waves import Wave
 from .surface_fit import SurfaceFit
 from .wave_admission import WaveAdmission
@@ -70,6 +72,7 @@ class CostAligned:
         predictor: Predictor,
         costs: Costs | None = None,
         fit: SurfaceFit | None = None,
+        plain: ContinuousBatching | None = None,
     ) -> None:
         self.rounds = rounds
         self.gate = gate
@@ -78,7 +81,7 @@ class CostAligned:
         self._proposed: tuple[PlainData, Memory] = (None, self.memory)
         self._costs = costs
         self._fit = fit
-        self._plain = ContinuousBatching()
+        self._plain = plain or ContinuousBatching()
 
     def output(self) -> float:
         """Tokens expected of a request of which nothing is known."""
@@ -114,8 +117,9 @@ class CostAligned:
         return evolve(composition, memory=plain)
 
     def _compose(self, view: LaneView, memory: Memory) -> Composition:
-        turn, wave = memory.lane(view.lane.id).turn, memory.backlog("pool").wave
-        if turn is None and (wave is None or view.role.prefills):
+        lane, wave = memory.lane(view.lane.id), memory.backlog("pool").wave
+        turn = lane.turn
+        if turn is None and not lane.returning and (wave is None or view.role.prefills):
             return self._plain.compose(view)
         rank = view.ranks[0]
         parks = turn.strays(rank.batch, view.step) if turn is not None else []
@@ -128,7 +132,7 @@ class CostAligned:
             joins=list(self._plain.from_pool(view, view.ranks, seats, waiting, keeps)),
             parks=parks,
             wake_at=None if turn is None else turn.wake_at(view.step, view.now),
-            why="the next of the wave" if turn is None else "a group's turn",
+            why="a group's turn" if turn is not None else "who sat out, then the next of the wave",
         )
 
     @staticmethod
@@ -165,6 +169,8 @@ class CostAligned:
         turn, now, batch, pool = lane.turn, view.now, view.ranks[0].batch, view.pool
         urgent = self._urgent(view) if turn is not None else None
         if turn is None:
+            if lane.returning and not view.resident and not view.leaving:
+                return LaneMemory(None, lane.looked)
             if lane.looked is not None and now < lane.looked + self.rounds.round_s:
                 return lane
         elif view.step < turn.until and len(batch) and (urgent is None or turn.holds(urgent)):
@@ -173,14 +179,14 @@ class CostAligned:
         after = next_turn(costs, lengths, turn, view.step, now, self.rounds, urgent)
         if after is not None and len(lengths) * _growth(view, after) > view.ranks[0].free:
             after = None  # whoever sits out must find a block when its turn comes
-        return LaneMemory(after, now)
+        return LaneMemory(after, now, after is None and (turn is not None or lane.returning))
 
     def _urgent(self, view: LaneView) -> int | None:
         """The length of who has sat out for half of what is allowed, if anybody has."""
         first = next(iter(view.resident), None)
-        if first is None or self.rounds.wait_s is None:
+        if first is None:
             return None
-        late = view.now - view.entry(first).since >= self.rounds.wait_s / 2
+        late = view.now - view.entry(first).since >= self.rounds.longest_wait / 2
         return view.pool.length(first) if late else None
 
     # -- waves
@@ -224,16 +230,16 @@ class CostAligned:
             sizes = [
                 (n, max(n * (i * width + 1), view.pool.class_blocks(POOL_LEVEL, i) * block)) for n, i in counts if n
             ]
-        if view.role.decodes:
-            members = Histogram()
-            for member in view.ranks[0].batch:
-                members.add(view.ranks[0].batch.context_length(member))
-            sizes = sorted([*sizes, *members], key=lambda size: (size[1] / size[0], size))
-        decoding = next(lane for lane in view.cluster.lanes if view.cluster.role(lane).decodes)
-        blocks = view.cluster.device[decoding.ranks[0]].kv_blocks
-        room = Room(blocks * view.layout.block_size, decoding.max_members)
-        both = view.role.prefills and view.role.decodes
-        return gain(costs, sizes, room, self.output(), both, self.rounds)
+        cluster = view.cluster
+        decoding = [lane for lane in cluster.lanes if cluster.role(lane).decodes]
+        prefilling = sum(1 for lane in cluster.lanes if cluster.role(lane).prefills)
+        room = Room(
+            cluster.device[decoding[0].ranks[0]].kv_blocks * view.layout.block_size,
+            decoding[0].max_members,
+            len(decoding) / prefilling if view.role.prefills else 0.0,
+            not view.role.decodes,
+        )
+        return gain(costs, sizes, room, self.output(), self.rounds)
 
 
 def _growth(view: LaneView, turn: Turn) -> int:
@@ -246,6 +252,10 @@ def cost_aligned(
     wait_s: float | None = 30.0,
     token_budget: int | None = None,
     by_priority: bool = False,
+    tpot_target_s: float | None = None,
+    order: str = "arrival",
+    predictor: str = "history",
+    patience_s: float = 60.0,
     costs: Costs | None = None,
     refit: bool = True,
     rounds: RoundSettings | None = None,
@@ -253,16 +263,21 @@ def cost_aligned(
 ) -> Policy:
     """The policy, whole. No option has to be set: the defaults hold on every surface.
 
-    ``wait_s`` bounds how long rounds keep a request waiting that has begun; with a few times a TPOT target there are
-    none. ``token_budget`` and ``by_priority`` are those of ``fcfs``. ``costs`` is the surface to decide by where the
-    executor publishes none; with ``refit`` it is corrected by what steps are reported to take. Raises ConfigError
-    naming the option that is out of range.
+    ``wait_s`` bounds how long rounds keep a request waiting that has begun (seconds). ``tpot_target_s``: nobody is kept
+    waiting for longer than a few times that; as a turn takes longer, rounds then are hardly ever run.
+    ``order`` says who goes first where requests do not go in waves: by "arrival" ("priority" first with
+    ``by_priority``), by what is expected to be "remaining" as ``predictor`` ("history", "oracle" in studies) has it, or
+    by "value"; nobody is overtaken by who comes more than ``patience_s`` later. ``token_budget`` is that of ``fcfs``.
+    ``costs`` is the surface to decide by where the executor publishes none; with ``refit`` it is corrected by what
+    steps are reported to take. Raises ConfigError naming the option that is out of range.
     """
-    predictor, fit = History(), SurfaceFit() if refit else None
-    batching = CostAligned(
-        evolve(rounds or RoundSettings(), wait_s=wait_s), gate or GateSettings(), predictor, costs, fit
-    )
+    history, fit = History(), SurfaceFit() if refit else None
+    known = history if predictor == "history" else predictor_named(predictor)
+    turns = order_named(order, known, patience_s=patience_s)
+    settings = evolve(rounds or RoundSettings(), wait_s=wait_s, tpot_target_s=tpot_target_s)
+    plain = ContinuousBatching() if order == "arrival" else OrderedBatching(order=turns)
+    batching = CostAligned(settings, gate or GateSettings(), history, costs, fit, plain)
     placed = RankOrder(token_budget, by_priority)
-    admission = WaveAdmission(token_budget, by_priority, batching=batching, placed=placed)
-    watches = (predictor, placed) if fit is None else (predictor, placed, fit)
-    return Policy("cost_aligned", admission, batching, DirectResidency(to_host="never"), watches=watches)
+    admission = WaveAdmission(token_budget, by_priority, batching=batching, placed=placed, order=turns)
+    watches = [history, placed, *([] if known is history else [known]), *([] if fit is None else [fit])]
+    return Policy("cost_aligned", admission, batching, DirectResidency(to_host="never"), watches=tuple(watches))

@@ -2,16 +2,21 @@
 
 A closed form over the length classes of what queues, asked only when not all of it fits. In order of arrival a
 device's residents are a random sample: as many as fit of the mean length, the longest of them distributed as the
-maximum of so many draws. In sorted order they are all of about one length, class after class. Either way residents
-run as they would (in rounds, where that pays). Prefill costs the same in both. Waves must be faster, not only kinder
-to short requests: where they are not, the last of each wave would pay for the first.
+maximum of so many draws. In sorted order they are neighbours in length, one deviceful after the other; a backlog that
+is hardly more than one gains nothing, whatever its lengths. Either way residents
+have made tokens of their own, which no order by length can know of: as many as draws from an exponential distribution
+would be. Where outputs are long against prompts they spread the lengths as much in one order as in the other, and
+waves gain little. Either way residents run as they would (in rounds, where that pays). Prefill costs the same in both.
+Waves must be faster, not only kinder to short requests: where they are not, the last of each wave would pay for the
+first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..load import Costs, Load
 from .rounds import RoundSettings, partition
@@ -19,10 +24,16 @@ from .rounds import RoundSettings, partition
 
 @frozen
 class Room:
-    """What residents may take: tokens of KV and seats."""
+    """What serves the backlog: tokens of KV and seats of a device that decodes.
+
+    ``prefill``: such devices for each one that prefills (0: all is prefilled already); ``apart``: those are others, so
+    that the slower of both sets the pace.
+    """
 
     tokens: int
     seats: int
+    prefill: float = 0.0
+    apart: bool = False
 
 
 @frozen
@@ -33,26 +44,28 @@ class Gain:
     wait: float
 
 
-def gain(
-    costs: Costs, classes: Sequence[tuple[int, int]], room: Room, output: float, prefills: bool, rounds: RoundSettings
-) -> Gain:
+def gain(costs: Costs, classes: Sequence[tuple[int, int]], room: Room, output: float, rounds: RoundSettings) -> Gain:
     """``classes`` are (requests, prefill tokens) by ascending length; ``output`` tokens are expected of each request.
 
-    O(classes²) prices for each class that may hold the longest resident.
+    O(classes²) prices for each class that may hold the longest resident, and for each deviceful.
     """
     count = sum(n for n, _ in classes)
-    lengths = [tokens // n + int(output / 2) for n, tokens in classes]
-    share = [n / count for n, _ in classes]
-    work = [_prefill_seconds(costs, tokens // n) if prefills else 0.0 for n, tokens in classes]
-    arrival = output * _sampled(costs, lengths, share, room, rounds)
-    arrival += sum(s * w for s, w in zip(share, work, strict=True))
+    lengths = [tokens // n for n, tokens in classes]
+    work = {n: room.prefill * _prefill_seconds(costs, n) if room.prefill else 0.0 for n in lengths}
+    prefill = sum(n * work[length] for (n, _), length in zip(classes, lengths, strict=True))
+    residents = _Residents(costs, evolve(room, seats=min(room.seats, count)), output / 2, rounds)
+    arrival = count * output * residents.drawn(lengths, [n / count for n, _ in classes])
+    arrival = max(arrival, prefill) if room.apart else arrival + prefill
     done = waited = 0.0
-    for length, s, w in zip(lengths, share, work, strict=True):
-        n = max(1, min(room.seats, room.tokens // length))
-        took = s * (output * costs.step_seconds(Load(n, n * length, length)) / n + w)
-        waited += s * (done + took / 2)
+    for members, times in residents.neighbours([(n, length) for (n, _), length in zip(classes, lengths, strict=True)]):
+        took = times * (
+            output * residents.round(members) + (0.0 if room.apart else sum(map(work.__getitem__, members)))
+        )
+        waited += times * len(members) * (done + took / 2)
         done += took
-    return Gain(arrival / done, (arrival / 2) / waited)
+    if room.apart:
+        done = max(done, prefill)
+    return Gain(arrival / done, count * (arrival / 2) / waited)
 
 
 def _prefill_seconds(costs: Costs, tokens: int) -> float:
@@ -61,29 +74,72 @@ def _prefill_seconds(costs: Costs, tokens: int) -> float:
     return max(0.0, costs.step_seconds(chunk) - costs.step_seconds(Load(1, 1, 1)))
 
 
-def _sampled(costs: Costs, lengths: Sequence[int], share: Sequence[float], room: Room, rounds: RoundSettings) -> float:
-    """Seconds a token with residents drawn at random."""
-    mean = sum(length * s for length, s in zip(lengths, share, strict=True))
-    n = max(1, min(room.seats, int(room.tokens / mean)))
-    seconds = below = 0.0
-    for index, s in enumerate(share):
-        upto = min(1.0, below + s)
-        chance = upto**n - below**n  # that the longest of n draws is of this class
-        if chance > 0.001:
-            seconds += chance * _residents(costs, lengths[: index + 1], share[: index + 1], n, rounds)
-        below = upto
-    return seconds / n
+@frozen
+class _Residents:
+    """Seconds that those who fill a device take for a token; ``made`` is what each has made on average."""
+
+    costs: Costs
+    room: Room
+    made: float
+    rounds: RoundSettings
+
+    def neighbours(self, classes: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], int]]:
+        """Prompts of one deviceful after the other, and how often in a row; of classes (requests, prompt) ascending."""
+        members: list[int] = []
+        tokens = 0
+        for count, length in classes:
+            while count:
+                each = length + int(self.made)
+                more = min(self.room.seats - len(members), (self.room.tokens - tokens) // max(1, each))
+                if more <= 0 and members:
+                    yield members, 1
+                    members, tokens = [], 0
+                elif not members and count >= (whole := max(1, more)):
+                    yield [length] * whole, count // whole
+                    count %= whole
+                else:
+                    here = min(count, max(1, more))
+                    members += [length] * here
+                    tokens += here * each
+                    count -= here
+        if members:
+            yield members, 1
+
+    def drawn(self, lengths: Sequence[int], share: Sequence[float]) -> float:
+        """Drawn at random from classes of these shares."""
+        n = self._fit(sum(length * s for length, s in zip(lengths, share, strict=True)))
+        seconds = below = 0.0
+        for index, s in enumerate(share):
+            upto = min(1.0, below + s)
+            chance = upto**n - below**n  # that the longest of n draws is of this class
+            if chance > 0.001:
+                seconds += chance * self.round(_draw(lengths[: index + 1], share[: index + 1], n))
+            below = upto
+        return seconds / n
+
+    def _fit(self, length: float) -> int:
+        return max(1, min(self.room.seats, int(self.room.tokens / (length + self.made))))
+
+    def round(self, prompts: Sequence[int]) -> float:
+        """One token for each: their prompts, and tokens made spread over them as over as many exponential draws."""
+        n = len(prompts)
+        stride = next(step for step in range(int(0.618 * n) + 1, n + 2) if math.gcd(step, n) == 1)
+        spread = (-math.log(1.0 - (at * stride % n + 0.5) / n) for at in range(n))
+        members = sorted(prompt + int(self.made * more) for prompt, more in zip(prompts, spread, strict=True))
+        groups = partition(self.costs, members, self.rounds)
+        return groups.seconds if groups else self.costs.step_seconds(Load(n, sum(members), members[-1]))
 
 
-def _residents(costs: Costs, lengths: Sequence[int], share: Sequence[float], n: int, rounds: RoundSettings) -> float:
-    """A round of ``n`` residents drawn from these classes, at least one of them from the last."""
-    weight = sum(share)
-    members, owed = [lengths[-1]], 0.0
-    for length, s in zip(lengths, share, strict=True):
-        owed += (n - 1) * s / weight
-        whole = int(owed + 1e-9)
-        owed -= whole
-        members += [length] * whole
-    members.sort()
-    groups = partition(costs, members, rounds)
-    return groups.seconds if groups else costs.step_seconds(Load(len(members), sum(members), members[-1]))
+def _draw(lengths: Sequence[int], share: Sequence[float], n: int) -> list[int]:
+    """``n`` prompts of these classes by their shares, at least one of them of the last class; ascending."""
+    last = share[-1] / sum(share)
+    expected = n * last / (1.0 - (1.0 - last) ** n) if last < 1.0 else n  # of the last class, given that one is
+    longest = [lengths[-1]] * min(n, max(1, round(expected)))
+    rest: list[int] = []
+    owed, shorter = 0.0, sum(share[:-1])
+    for length, s in zip(lengths[:-1], share[:-1], strict=True):
+        owed += (n - len(longest)) * s / shorter if shorter else 0.0
+        here = int(owed + 0.5)
+        owed -= here
+        rest += [length] * here
+    return rest + longest

@@ -11,6 +11,7 @@ the device.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -27,6 +28,7 @@ from .options import number, whole
 from .protocols import PlainData
 
 ANY = 1 << 60  # longer than any context
+WAITS_A_TARGET = 4.0  # a gap of a few targets is made good by the tokens around it; a longer one is seen
 
 
 @frozen
@@ -36,15 +38,23 @@ class RoundSettings:
     ``bubble``: the share of a common step that imbalance must cost before a partition is looked for; ``saving``: the
     share of it that the best partition must save. ``round_s``: seconds in which every group should have its turn: long
     enough to pay for switching, short against what a reader notices; a turn has ``least`` to ``most`` steps.
-    ``wait_s``: the longest that anybody who has begun sits out (``None``: no bound).
+    ``wait_s``: the longest that anybody who has begun sits out (``None``: no bound); with ``tpot_target_s`` no longer
+    than ``WAITS_A_TARGET`` times that.
     """
 
     bubble: float = field(default=0.1, validator=number(0.0, 1.0))
     saving: float = field(default=0.1, validator=number(0.0, 1.0))
     round_s: float = field(default=1.0, validator=number(0.0))
     wait_s: float | None = field(default=30.0, validator=number(0.0, none=True))
+    tpot_target_s: float | None = field(default=None, validator=number(0.0, none=True))
     least: int = field(default=4, validator=whole(1))
     most: int = field(default=64, validator=whole(1))
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that nobody sits out longer than."""
+        wait = math.inf if self.wait_s is None else self.wait_s
+        return wait if self.tpot_target_s is None else min(wait, WAITS_A_TARGET * self.tpot_target_s)
 
 
 @frozen
@@ -172,7 +182,7 @@ def next_turn(
 
     Turns of a round have equally many steps. ``lengths`` are the residents', ascending. With ``urgent``, the length of
     one who has waited too long, it is that one's group's turn. All run together, too, where even the shortest round
-    would keep somebody waiting for more than half of ``wait_s``.
+    would keep somebody waiting for more than half of the longest wait.
     """
     groups = partition(costs, lengths, settings)
     if groups is None:
@@ -203,6 +213,6 @@ def _steps(groups: Partition, last: Turn | None, step: int, now: float, settings
     pace = groups.seconds / turns
     if last is not None and step > last.round_step:
         pace = max(pace, (now - last.round_at) / (step - last.round_step))
-    if settings.wait_s is not None and settings.least * turns * pace > settings.wait_s / 2:
+    if settings.least * turns * pace > settings.longest_wait / 2:
         return None
     return max(settings.least, min(settings.most, int(settings.round_s / (turns * pace))))

@@ -15,7 +15,7 @@ from ..errors import CallerError
 from ..outside import is_count, show
 from ..queue import Waiting
 from ..request import RequestId
-from ..views import PoolReader, QueueReader
+from ..views import LaneView, PoolReader, QueueReader
 from .protocols import PlainData
 
 
@@ -49,13 +49,24 @@ class Wave:
         """Pooled requests in the order in which to join."""
         return (self.ids[at] for at in range(self.at, len(self.ids)) if self.ids[at] in pool)
 
-    def in_turn(self, queue: QueueReader) -> Iterator[Waiting]:
-        """Who queues, in the order in which to admit: who had begun before, longest here first, then the wave."""
+    def in_turn(self, view: LaneView) -> Iterator[Waiting]:
+        """Who queues, in the order in which to admit: who had begun before, longest here first, then the wave.
+
+        Behind it who came later, by length, if nobody of the wave may begin at all (the caller holds them back, or
+        they need a larger lane): O(n log n) where it comes to that.
+        """
+        queue, held = view.queue, True
         again = queue.again()
         yield from map(queue.get, again)
         for at in range(self.at, len(self.ids)):
             if self.ids[at] in queue and self.ids[at] not in again:
-                yield queue.get(self.ids[at])
+                waiting = queue.get(self.ids[at])
+                held = held and not view.eligible(waiting.request)
+                yield waiting
+        if held and len(queue) > len(self.ids) - self.at:
+            mine = frozenset((*self.ids[self.at :], *again))
+            later = [request for _, _, request in sorted(queue.lengths()) if request not in mine]
+            yield from map(queue.get, later)
 
     def plain(self) -> PlainData:
         """[ids, at]. O(1) for a list of ids, which nobody changes."""

@@ -57,16 +57,23 @@ class SurfaceFit:
     _costs: BelievedCosts | None = field(init=False, default=None)
     _gap: int = FIRST_LOOK
     _next: int = FIRST_LOOK
+    _asked: bool = False
+    _early: list[list[float]] = field(init=False, factory=list)  # facts since a restart, until costs are known again
 
     def costs(self, published: Costs) -> Costs:
         """What is believed now; the published costs themselves while they explain what is seen. O(1)."""
         if self._costs is None or published is not self.published:
-            restored = self.published is None and self.seen > 0
+            restored = self.published is None and self._asked
+            self._asked = True
             self.published, self._told = published, published_correction(published)
             if not restored:
                 self.correction, self.seen = self._told, 0
                 self.facts.clear()
             self._costs = BelievedCosts(published, self.correction)
+            early, self._early = self._early, []
+            for steps, seconds, *rows in early:
+                loads = zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+                self._learn([Load(int(n), int(total), int(longest)) for n, total, longest in loads], steps, seconds)
         return published if self.correction == self._told else self._costs
 
     # -- facts
@@ -74,11 +81,18 @@ class SurfaceFit:
     def stepped(self, facts: Stepped) -> None:
         """See Watch. Steps before ``costs`` was first asked, and those with prefill, say nothing here."""
         self.steps += facts.steps
-        if self._costs is None or facts.prefill or facts.seconds <= 0:
+        if not self._asked or facts.prefill or facts.seconds <= 0:
             return
         half = (facts.steps - 1) // 2
         loads = [Load(o.n, o.total + o.n * half, o.longest + half) for o in facts.loads if o.n]
-        if not loads:
+        if self._costs is not None:
+            self._learn(loads, facts.steps, facts.seconds)
+        elif loads:
+            rows = (value for load in loads for value in (load.n, load.total, load.longest))
+            self._early.append([facts.steps, facts.seconds, *rows])
+
+    def _learn(self, loads: Sequence[Load], steps: float, seconds: float) -> None:
+        if not loads or self._costs is None:
             return
         load = max(loads, key=self._costs.step_seconds)
         parts = self._costs.parts(load)
@@ -87,7 +101,7 @@ class SurfaceFit:
         self.seen += 1
         shape = _shape(load)
         self.facts.pop(shape, None)
-        self.facts[shape] = Fact(self.seen, parts, facts.seconds / facts.steps)
+        self.facts[shape] = Fact(self.seen, parts, seconds / steps)
         if len(self.facts) > SHAPES:
             del self.facts[next(iter(self.facts))]
         if self.seen >= self._next:
@@ -136,7 +150,9 @@ class SurfaceFit:
             for shape, f in self.facts.items()
         }
         counts: list[PlainData] = [self.seen, self.steps, self.probed, self._gap, self._next]
-        return {"correction": self.correction.plain(), "facts": facts, "counts": counts}
+        early: list[PlainData] = [list(row) for row in self._early]
+        plain = self.correction.plain()
+        return {"correction": plain, "facts": facts, "counts": counts, "asked": self._asked, "early": early}
 
     def load(self, state: PlainData) -> None:
         """Restore ``state()``. Raises CallerError if it is no such state, and then changes nothing."""
@@ -153,9 +169,14 @@ class SurfaceFit:
             correction = Correction(base, even, longest, gate, plain["padded"] is True)
             facts = {shape: _fact(row) for shape, row in rows.items()}
             seen, steps, probed, gap, following = (int(_number(count)) for count in counts)
+            asked, early = state["asked"] is True, state["early"]
+            assert isinstance(early, list)
+            waiting = [[_number(value) for value in row] for row in early if isinstance(row, list)]
+            assert len(waiting) == len(early)
+            assert all(len(row) > 2 and len(row) % 3 == 2 and row[0] > 0 for row in waiting)
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise CallerError(f"SurfaceFit: this is no state of it: {show(state)}") from error
-        self.published, self._costs = None, None
+        self.published, self._costs, self._asked, self._early = None, None, asked, waiting
         self.correction, self.facts = correction, facts
         self.seen, self.steps, self.probed, self._gap, self._next = seen, steps, probed, gap, following
 

@@ -12,9 +12,10 @@ from typing import Protocol
 from attrs import field, frozen
 
 from ..queue import Waiting
+from ..request import Request
 from ..views import LaneView
-from .admission import ArrivalOrder
 from .aligned_memory import Memory
+from .order import ByArrival, OrderedAdmission
 from .protocols import Take
 from .rank_balance import RankOrder
 
@@ -29,11 +30,17 @@ class Grouping(Protocol):
 
 
 @frozen
-class WaveAdmission(ArrivalOrder):
+class WaveAdmission(OrderedAdmission):
     """As ArrivalOrder but for the order and the room; ``placed`` takes over on lanes of several ranks."""
 
     batching: Grouping = field(kw_only=True)
     placed: RankOrder = field(kw_only=True)
+
+    def rank(self, request: Request) -> float:
+        """The order's key; by arrival, ``by_priority`` counts."""
+        return (
+            super(OrderedAdmission, self).rank(request) if isinstance(self.order, ByArrival) else super().rank(request)
+        )
 
     def admit(self, view: LaneView) -> Iterator[Take]:
         """See Admission. O(requests taken + ranks), and in a wave O(requests of it that have gone)."""
@@ -45,7 +52,7 @@ class WaveAdmission(ArrivalOrder):
 
     def _in_turn(self, view: LaneView) -> Iterable[Waiting]:
         wave = self.batching.memory.backlog("queue").wave
-        return view.queue if wave is None else wave.in_turn(view.queue)
+        return view.queue if wave is None else wave.in_turn(view)
 
     def _budget(self, view: LaneView) -> int:
         """In rounds everybody decodes in one of several steps only, so each step brings only that share of prefill.
@@ -63,7 +70,8 @@ class WaveAdmission(ArrivalOrder):
         if not view.role.decodes or not self._grouped(view):
             return free
         out, each = self.batching.sitting_out(view), self.batching.grows(view)
-        return [left - each * (len(rank.batch) + out) for left, rank in zip(free, view.ranks, strict=True)]
+        residents = (len(rank.batch) + rank.waiting + out for rank in view.ranks)
+        return [left - each * count for left, count in zip(free, residents, strict=True)]
 
     def _seats(self, view: LaneView) -> list[int]:
         return [left - self.batching.sitting_out(view) for left in super()._seats(view)]

@@ -49,7 +49,7 @@ class WaveOrder(ArrivalOrder):
 
     def _in_turn(self, view: LaneView) -> Iterable[Waiting]:
         self.memory.wave = self.memory.wave.now(view.queue)
-        return self.memory.wave.in_turn(view.queue)
+        return self.memory.wave.in_turn(view)
 
 
 def waves(*, swap: bool = False, token_budget: int | None = None) -> Policy:

@@ -43,6 +43,7 @@ class Captured:
     joining: tuple[RequestId, ...]
     resident: tuple[RequestId, ...]
     loads: tuple[tuple[str, int], ...]
+    leaving: int
     entries: tuple[tuple[RequestId, Entry], ...]
     free: tuple[tuple[str, int], ...]
     flying: tuple[tuple[RequestId, frozenset[str]], ...]
@@ -79,6 +80,7 @@ class Captured:
             tuple(view.joining),
             tuple(view.resident),
             tuple(view.loads.items()),
+            view.leaving,
             tuple((request, view.entry(request)) for request in known),
             tuple((tier, view.free(tier)) for tier in tiers),
             tuple((request, view.flying(request)) for request in known),
@@ -119,6 +121,7 @@ class Captured:
             joining=self.joining,
             resident=self.resident,
             loads=dict(self.loads),
+            leaving=self.leaving,
             flying=dict(self.flying),
             links=dict(self.links),
             like=like,
