@@ -22,11 +22,12 @@ Rules that hold throughout (``check`` verifies them):
 * ``now`` never falls: a smaller one is taken as the last one and counted.
 
 An executor's part of the contract: it carries out plans in order; every order is named by a report, also one that
-ran no step, unless it was replaced before it ran: the report of the one that replaced it speaks for both; every copy ends in one completion; a finished request leaves its lane by itself; after ``StepsFailed``
-its lane is empty and waits for an order (orders that reach it before the plan that answers the failure are void); it
-stops a request at its limit and reports it finished. A lane without members and chunks runs no steps. Reports of one
-order come in the order of their steps; those of different orders may overtake each other, be late or come twice.
-When a lane is lost, steps that were not reported have not happened.
+ran no step, unless it was replaced before it ran: the report of the one that replaced it speaks for both; every copy
+ends in one completion; a finished request leaves its lane by itself; after ``StepsFailed`` its lane is empty and waits
+for an order (orders that reach it before the plan that answers the failure are void); it stops a request at its limit
+and reports it finished. A lane without members and chunks runs no steps. Reports of one order come in the order of
+their steps; those of different orders may overtake each other, be late or come twice. When a lane is lost, steps that
+were not reported have not happened.
 """
 
 from __future__ import annotations

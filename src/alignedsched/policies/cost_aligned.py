@@ -28,7 +28,7 @@ from .options import number
 from .order import order as order_named
 from .predict import History, Predictor
 from .predict import predictor as predictor_named
-from .protocols import Composition, PlainData, Policy, Sacrifice
+from .protocols import Composition, PlainData, Policy, Sacrifice, Watch
 from .rank_balance import RankOrder
 from .residency import DirectResidency
 from .rounds import RoundSettings, Turn, next_turn
@@ -239,7 +239,13 @@ class CostAligned:
             len(decoding) / prefilling if view.role.prefills else 0.0,
             not view.role.decodes,
         )
-        return gain(costs, sizes, room, self.output(), self.rounds)
+        return gain(costs, sizes, room, max(self.output(), self._made(view)), self.rounds)
+
+    @staticmethod
+    def _made(view: LaneView) -> float:
+        """Tokens that members have made on average: those that end early are heard of first. O(members)."""
+        made = [view.entry(member).produced for rank in view.ranks for member in rank.batch]
+        return sum(made) / len(made) if made else 0.0
 
 
 def _growth(view: LaneView, turn: Turn) -> int:
@@ -279,5 +285,5 @@ def cost_aligned(
     batching = CostAligned(settings, gate or GateSettings(), history, costs, fit, plain)
     placed = RankOrder(token_budget, by_priority)
     admission = WaveAdmission(token_budget, by_priority, batching=batching, placed=placed, order=turns)
-    watches = [history, placed, *([] if known is history else [known]), *([] if fit is None else [fit])]
+    watches: list[Watch] = [history, placed, *([] if known is history else [known]), *([] if fit is None else [fit])]
     return Policy("cost_aligned", admission, batching, DirectResidency(to_host="never"), watches=tuple(watches))

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from attrs import evolve, frozen
 
 from ..load import Costs, Load
 from .rounds import RoundSettings, partition
+
+DEVICEFULS = 2  # a backlog of less has hardly an order for who only decodes: most of it runs together anyhow
 
 
 @frozen
@@ -54,17 +57,20 @@ def gain(costs: Costs, classes: Sequence[tuple[int, int]], room: Room, output: f
     work = {n: room.prefill * _prefill_seconds(costs, n) if room.prefill else 0.0 for n in lengths}
     prefill = sum(n * work[length] for (n, _), length in zip(classes, lengths, strict=True))
     residents = _Residents(costs, evolve(room, seats=min(room.seats, count)), output / 2, rounds)
-    arrival = count * output * residents.drawn(lengths, [n / count for n, _ in classes])
-    arrival = max(arrival, prefill) if room.apart else arrival + prefill
     done = waited = 0.0
-    for members, times in residents.neighbours([(n, length) for (n, _), length in zip(classes, lengths, strict=True)]):
-        took = times * (
-            output * residents.round(members) + (0.0 if room.apart else sum(map(work.__getitem__, members)))
-        )
-        waited += times * len(members) * (done + took / 2)
-        done += took
+    full = list(residents.neighbours([(n, length) for (n, _), length in zip(classes, lengths, strict=True)]))
+    for members, times in full:
+        begun = [0.0 if room.apart else seconds for seconds in accumulate(work[length] for length in members)]
+        took = output * residents.round(members) + begun[-1]
+        # Whoever is admitted first begins first; all of a deviceful decode for as long as it takes.
+        waited += times * (len(members) * (done + (times - 1) * took / 2 + (took - begun[-1]) / 2) + sum(begun))
+        done += times * took
+    if count < (DEVICEFULS if room.apart or not room.prefill else 1) * len(full[0][0]):
+        return Gain(1.0, 1.0)
+    arrival = count * output * residents.drawn(lengths, [n / count for n, _ in classes])
+    arrival += 0.0 if room.apart else prefill
     if room.apart:
-        done = max(done, prefill)
+        arrival, done = max(arrival, prefill), max(done, prefill)
     return Gain(arrival / done, count * (arrival / 2) / waited)
 
 

@@ -230,7 +230,7 @@ class SimLane:
             self._apply(order, min(took, step))
 
     def _empty(self, step: int) -> bool:
-        """Whether the order in force has no row for a step: none is launched then, and what is pending need not wait."""
+        """Whether the order in force has no row for a step: none is launched then, and what is pending may begin."""
         return not self.ranks and (self.order is None or not self.order.step.chunks or self.order.first < step)
 
     def _segment(self, step: int, at: float, order: InForce) -> Segment:
