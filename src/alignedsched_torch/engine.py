@@ -1,0 +1,268 @@
+"""The engine: a model folder that answers prompts, in batches or token by token, under a scheduling policy.
+
+    with Engine("path/to/model", policy="fcfs") as engine:
+        for completion in engine.generate(["Once upon a time"], max_new_tokens=20):
+            print(completion.text)
+
+Requests of all callers are served together. Scheduler and executor run on a thread of their own (``loop``); what an
+engine returns is ordinary objects, and every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from attrs import evolve
+
+from alignedsched.errors import AlignedSchedError, CallerError, ConfigError
+from alignedsched.load import Costs
+from alignedsched.metrics import LatencyCollector
+from alignedsched.plan import Outcome
+from alignedsched.policies.protocols import Policy
+from alignedsched.registry import policy as policy_named
+from alignedsched.request import Request
+from alignedsched.scheduler import Scheduler
+
+from .clusters import Sizes, open_devices, plan_cluster
+from .executor import TorchExecutor
+from .figures import Figures
+from .job import Job
+from .loop import Loop, Ticket
+from .models import Decoder, ModelConfig, load_weights
+from .prompts import Completion, Content, Prompt, Token
+from .sampling import Sampling
+from .text import Text
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GREEDY = Sampling()
+
+
+class Engine:
+    """Serves one model in this process.
+
+    ``device``: cpu, cuda or cuda:N. ``dtype``: a name of ``DTYPES`` (None: the checkpoint's own). ``topology``:
+    colocated or disaggregated (see ``clusters``). ``kv_tokens`` and ``host_tokens`` are the KV that fits on the device
+    and in host memory; ``costs`` are shown to policies that compare step times. Close it, or use it as a context
+    manager: open requests are then cancelled.
+
+    Raises ConfigError naming the file, field or option that is wrong.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        policy: str | Policy = "fcfs",
+        device: str = "cpu",
+        dtype: str | None = None,
+        topology: str = "colocated",
+        kv_tokens: int | None = None,
+        host_tokens: int = 0,
+        page_size: int = 16,
+        max_members: int = 256,
+        max_tokens: int = 2048,
+        run_ahead: int | None = None,
+        max_horizon: int = 256,
+        costs: Costs | None = None,
+    ) -> None:
+        self.config = ModelConfig.from_folder(folder)
+        kind = _dtype(dtype if dtype is not None else self.config.dtype)
+        chosen = policy_named(policy) if isinstance(policy, str) else policy
+        self.text = Text(folder, self.config.vocab)
+        devices = open_devices(device, topology)
+        places = {d.torch_device for d in devices.values()}
+        loaded = {place: Decoder(self.config, load_weights(folder, self.config, kind, place)) for place in places}
+        sizes = Sizes(kv_tokens, host_tokens, page_size, max_members, max_tokens, run_ahead)
+        self.cluster = plan_cluster(self.config, kind, devices, sizes)
+        decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in self.cluster.lanes}
+        self.executor = TorchExecutor(self.cluster, devices, decoders)
+        self.scheduler = Scheduler(self.cluster, chosen, costs, max_horizon=max_horizon)
+        self._figures = Figures(LatencyCollector(self.cluster), self.scheduler, self.executor)
+        self._loop = Loop(self.scheduler, self.executor, self._figures.observe)
+        self._numbers = itertools.count()
+
+    # -- batches
+
+    def generate(
+        self,
+        prompts: Iterable[Content | Prompt],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        stop: tuple[int, ...] | None = None,
+    ) -> list[Completion]:
+        """Answer all prompts, in their order. One that cannot be answered has its error in its own completion.
+
+        ``stop``: token ids that end an answer (None: the model's own). Raises ExecutorError when the engine is closed
+        or has stopped.
+        """
+        each = self._each(prompts, max_new_tokens, sampling, stop, streamed=False)
+        found = {number: item for number, item in each if isinstance(item, Completion)}
+        return [found[number] for number in sorted(found)]
+
+    def generate_each(
+        self,
+        prompts: Iterable[Content | Prompt],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        stop: tuple[int, ...] | None = None,
+    ) -> Iterator[tuple[int, Token | Completion]]:
+        """As ``generate``, told as it happens: (number of the prompt, its next token), at last its completion.
+
+        Closing the iterator cancels what is open.
+        """
+        return self._each(prompts, max_new_tokens, sampling, stop, streamed=True)
+
+    def _each(
+        self,
+        prompts: Iterable[Content | Prompt],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: tuple[int, ...] | None,
+        streamed: bool,
+    ) -> Iterator[tuple[int, Token | Completion]]:
+        default = Prompt((), max_new_tokens, sampling, stop)
+        answers: queue.SimpleQueue[tuple[int, int | Completion]] = queue.SimpleQueue()
+        pending: dict[int, _Answer] = {}
+        for number, prompt in enumerate(prompts):
+            try:
+                told = lambda item, number=number: answers.put((number, item))  # noqa: E731
+                pending[number] = _Answer(self, _merged(prompt, default), told, streamed)
+            except CallerError as error:
+                yield number, Completion(0, (), None, "error", error)
+        try:
+            self._loop.submit([answer.ticket for answer in pending.values()])
+            while pending:
+                number, item = answers.get()
+                if isinstance(item, Completion):
+                    yield from ((number, token) for token in pending[number].last_text())
+                    del pending[number]
+                    yield number, item
+                else:
+                    yield number, pending[number].token(item)
+        finally:
+            self._loop.cancel(*(answer.ticket.job.id for answer in pending.values()))
+
+    # -- one request at a time
+
+    async def stream(
+        self,
+        prompt: Content | Prompt,
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        stop: tuple[int, ...] | None = None,
+    ) -> AsyncIterator[Token]:
+        """The tokens of one answer as they are made. Closing the iterator cancels the request.
+
+        Raises CallerError for a prompt that is wrong, ExecutorError when the request or the engine failed.
+        """
+        here = asyncio.get_running_loop()
+        items: asyncio.Queue[int | Completion] = asyncio.Queue()
+
+        def told(item: int | Completion) -> None:
+            here.call_soon_threadsafe(items.put_nowait, item)
+
+        answer = _Answer(self, _merged(prompt, Prompt((), max_new_tokens, sampling, stop)), told, streamed=True)
+        self._loop.submit([answer.ticket])
+        try:
+            while True:
+                item = await items.get()
+                if isinstance(item, Completion):
+                    for token in answer.last_text():
+                        yield token
+                    if item.error is not None:
+                        raise item.error
+                    return
+                yield answer.token(item)
+        finally:
+            self._loop.cancel(answer.ticket.job.id)
+
+    # -- the rest
+
+    def figures(self) -> dict[str, Any]:
+        """What the requests so far came to: an entry of ``runs`` as in docs/json.md, without the modelled figures."""
+        return self._figures.summary()
+
+    def close(self) -> None:
+        """Cancel open requests and stop. A closed engine answers nothing."""
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def next_id(self) -> str:
+        return f"r{next(self._numbers)}"
+
+
+class _Answer:
+    """One request between the loop's thread, which makes tokens, and whoever reads them."""
+
+    def __init__(
+        self, engine: Engine, prompt: Prompt, told: Callable[[int | Completion], None], streamed: bool
+    ) -> None:
+        ids = engine.text.ids(prompt.content)
+        positions = engine.config.max_positions
+        if len(ids) >= positions:
+            raise CallerError(f"the prompt has {len(ids)} tokens, the model's {positions} positions leave no room")
+        wanted, sampling = prompt.max_new_tokens, prompt.sampling
+        if type(wanted) is not int or wanted < 1:
+            raise CallerError(f"max_new_tokens must be a whole number of at least 1, got {wanted!r}")
+        assert sampling is not None
+        limit = min(wanted, positions - len(ids))
+        stops = frozenset(engine.config.eos if prompt.stop is None else prompt.stop)
+        request = Request(engine.next_id(), len(ids), limit, arrival=max(0.0, engine.executor.now()))
+        job = Job(request, ids, limit, sampling, stops, heard=told if streamed else None)
+        self.ticket = Ticket(job, self._ended)
+        self._told = told
+        self._text = engine.text
+        self._detokenizer = engine.text.detokenizer()
+
+    def _ended(self, outcome: Outcome, error: AlignedSchedError | None) -> None:
+        job = self.ticket.job
+        reason: Literal["stop", "length", "cancelled", "error"] = "length"
+        if outcome is not Outcome.FINISHED:
+            reason = "cancelled" if outcome is Outcome.CANCELLED else "error"
+        elif job.produced[-1] in job.stops:
+            reason = "stop"
+        text = self._text.text(job.produced)
+        self._told(Completion(len(job.prompt), tuple(job.produced), text, reason, error))
+
+    def token(self, token: int) -> Token:
+        return Token(token, self._detokenizer.add(token))
+
+    def last_text(self) -> list[Token]:
+        """What text is left when all tokens are there."""
+        rest = self._detokenizer.rest()
+        return [Token(None, rest)] if rest else []
+
+
+def _merged(prompt: Content | Prompt, default: Prompt) -> Prompt:
+    """A prompt with everything said."""
+    if not isinstance(prompt, Prompt):
+        return evolve(default, content=prompt)
+    return Prompt(
+        prompt.content,
+        default.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens,
+        prompt.sampling or default.sampling,
+        default.stop if prompt.stop is None else prompt.stop,
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
+    return DTYPES[name]
