@@ -7,7 +7,7 @@ WORKERS ?= 2
 # What `make demo` runs (a synthesised workload: no trace file is needed). DEMO_JSON takes the result.
 DEMO_JSON ?= demo.json
 DEMO ?= compare --workload mooncake --rate-scale 1 --topology disaggregated \
-	--policy fcfs --policy density_first --surface gated --seed 0 --json $(DEMO_JSON)
+	--policy fcfs --policy cost_aligned --policy density_first --surface gated --seed 0 --json $(DEMO_JSON)
 
 DEMO_VENV := .venv-demo
 TEST_VENV := .venv

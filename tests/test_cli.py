@@ -52,7 +52,7 @@ def settings_of(*options: str) -> CompareSettings:
 def test_defaults() -> None:
     assert settings_of() == CompareSettings(
         workload="mooncake",
-        policies=("fcfs", "density_first"),
+        policies=("fcfs", "cost_aligned", "density_first"),
         hardware="h100",
         model="llama-3.1-8b",
         topology="colocated",
@@ -209,7 +209,9 @@ def test_unexpected_errors_keep_their_traceback() -> None:
 def test_json_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "résult.json"
     assert main([*MOONCAKE, "--json", str(file)], compare=FakeCompare()) == 0
-    assert json.loads(file.read_text(encoding="utf-8")) == a_result(a_run("fcfs"), a_run("density_first"))
+    assert json.loads(file.read_text(encoding="utf-8")) == a_result(
+        a_run("fcfs"), a_run("cost_aligned"), a_run("density_first")
+    )
     assert list(tmp_path.iterdir()) == [file]
     assert f"result written to {file}\n" in capsys.readouterr().err
     mask = os.umask(0)

@@ -205,3 +205,8 @@ def test_the_same_events_give_the_same_plans_in_another_process_under_another_ha
         told.add(done.stdout)
     assert len(told) == 1
     assert told.pop().split() == [fingerprint(seed) for seed in seeds]
+
+
+def test_without_a_policy_the_default_one_decides() -> None:
+    cluster = Cluster((Device("g0", Role.BOTH, 8),), (Lane("l0", ("g0",)),))
+    assert Scheduler(cluster).policy.name == "cost_aligned"

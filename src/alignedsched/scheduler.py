@@ -71,6 +71,7 @@ from .plan import Plan
 from .planner import Planner
 from .policies import fcfs
 from .policies.protocols import Policy
+from .registry import policy as registered
 from .request import Request
 from .scheduler_view import SchedulerView
 from .standstill import Standstill
@@ -83,13 +84,13 @@ PLANNING_PASSES = 4  # lanes may make work for each other; what is left then wai
 class Scheduler:
     """Decides which requests decode together, what runs next, and where KV lies.
 
-    ``policy`` is a whole policy (see ``registry.policy``). ``costs`` is what the executor publishes about its steps,
-    shown to policies. ``max_horizon`` is the longest a standing order lasts (steps). ``max_kinds`` bounds the kinds
-    (adapters) in one batch; ``eligible`` may hold requests back from prefill. ``copy_retries`` and ``step_retries``
-    bound retries before a request is computed again, or failed. ``copy_lease_s``: a copy without completion for so
-    long is given up and its target quarantined until the executor vouches for it by that completion. ``step_lease_s``:
-    a lane that owes a report for so long is given up (``Plan.given_up``); choose it longer than the executor ever goes
-    without one. ``None``: wait for ever.
+    ``policy`` is a whole policy (see ``registry.policy``), ``cost_aligned`` unless another is given. ``costs`` is what
+    the executor publishes about its steps, shown to policies. ``max_horizon`` is the longest a standing order lasts
+    (steps). ``max_kinds`` bounds the kinds (adapters) in one batch; ``eligible`` may hold requests back from prefill.
+    ``copy_retries`` and ``step_retries`` bound retries before a request is computed again, or failed.
+    ``copy_lease_s``: a copy without completion for so long is given up and its target quarantined until the executor
+    vouches for it by that completion. ``step_lease_s``: a lane that owes a report for so long is given up
+    (``Plan.given_up``); choose it longer than the executor ever goes without one. ``None``: wait for ever.
 
     Raises ConfigError when the cluster and the policy cannot work together.
     """
@@ -97,7 +98,7 @@ class Scheduler:
     def __init__(
         self,
         cluster: Cluster,
-        policy: Policy,
+        policy: Policy | None = None,
         costs: Costs | None = None,
         *,
         max_horizon: int = 256,
@@ -114,6 +115,7 @@ class Scheduler:
             raise ConfigError(f"max_kinds must be at least 1 or None, got {max_kinds}")
         _check_routes(cluster)
         allow = eligible or _everybody
+        policy = policy or registered("cost_aligned")
         self.cluster = cluster
         self.policy = policy
         self.costs = costs

@@ -121,7 +121,7 @@ def _add_system(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         dest="policies",
         action="append",
-        help=f"a policy; repeat to compare several (default: {' and '.join(DEFAULT_POLICIES)})",
+        help=f"a policy; repeat to compare several (default: {', '.join(DEFAULT_POLICIES)})",
     )
     group = parser.add_argument_group("on what")
     group.add_argument("--hardware", metavar="H", help="the GPU that is modelled (default: h100)")

@@ -12,7 +12,7 @@ from ..load import SURFACES
 from ..outside import MAX_COUNT, is_count, is_number, show
 
 TOPOLOGIES = ("colocated", "disaggregated")
-DEFAULT_POLICIES = ("fcfs", "density_first")
+DEFAULT_POLICIES = ("fcfs", "cost_aligned", "density_first")
 DEFAULT_LOAD = 0.9
 MOST_REQUESTS = 10**8  # synthesised: some gigabytes
 MOST_DEVICES = 256  # that decode: with as many that prefill, every one of them is linked to every other
