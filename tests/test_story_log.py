@@ -433,7 +433,8 @@ def test_the_command_records_and_replays(tmp_path: Path, capsys: pytest.CaptureF
     assert lines[0].split() == ["log", "policy", "calls", "events", "result"]
     assert [line.split()[:2] for line in lines[1:]] == [
         ["1-fcfs.alog", "fcfs"],
-        ["2-density_first.alog", "density_first"],
+        ["2-cost_aligned.alog", "cost_aligned"],
+        ["3-density_first.alog", "density_first"],
     ]
     assert all(line.endswith("every plan the same") for line in lines[1:])
     assert main(["compare", "--workload", "mooncake", "--record", str(folder)]) == 2

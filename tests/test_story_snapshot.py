@@ -280,7 +280,7 @@ def test_everything_a_scheduler_knows_is_in_a_snapshot_or_follows_from_it() -> N
         "_layout", "_capacity", "_held", "_growth", "_quarantined", "_doomed", "_clearing", "_free", "_segments",
     }  # fmt: skip
     assert set(SchedulerView.__slots__) == {
-        "_books", "_eligible", "_lane", "cluster", "costs", "layout", "pool", "queue", "ranks",
+        "_books", "_eligible", "_lane", "_largest", "cluster", "costs", "layout", "pool", "queue", "ranks",
     }  # fmt: skip
 
 

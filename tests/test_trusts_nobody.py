@@ -42,6 +42,7 @@ ALLOWED = {
     ("testing/subjects.py", "importlib"): "what a developer names on the command line to have it tested",
     ("testing/subjects.py", "importlib.import_module"): "what a developer names on the command line to have it tested",
     ("testing/policy_suite.py", "subprocess"): "the suite runs itself in a second process",
+    ("alignedsched_torch/workers/launch.py", "subprocess"): "workers are processes of this very interpreter and module",
     ("cli/arguments.py", "vars"): "the options of argparse's own namespace",
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 from attrs import define, evolve, field, frozen
 
@@ -171,14 +172,19 @@ class SurfaceFit:
             seen, steps, probed, gap, following = (int(_number(count)) for count in counts)
             asked, early = state["asked"] is True, state["early"]
             assert isinstance(early, list)
-            waiting = [[_number(value) for value in row] for row in early if isinstance(row, list)]
-            assert len(waiting) == len(early)
+            waiting = [[value for value in row if _is_number(value)] for row in early if isinstance(row, list)]
+            assert list(map(len, waiting)) == list(map(len, early))  # type: ignore[arg-type]
             assert all(len(row) > 2 and len(row) % 3 == 2 and row[0] > 0 for row in waiting)
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise CallerError(f"SurfaceFit: this is no state of it: {show(state)}") from error
         self.published, self._costs, self._asked, self._early = None, None, asked, waiting
         self.correction, self.facts = correction, facts
         self.seen, self.steps, self.probed, self._gap, self._next = seen, steps, probed, gap, following
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """A number of at least 0; it stays of the kind it is."""
+    return is_number(value, 0.0)
 
 
 def _number(value: object) -> float:
