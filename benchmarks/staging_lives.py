@@ -213,7 +213,6 @@ def measure(lives: int, seed: int = 0) -> dict[str, Any]:
         "actions": lives * ACTIONS,
         "first_seed": seed,
         "copies": copies,
-        "wrong": 0,
         "met": dict(sorted(met.items())),
         "seconds": round(time.monotonic() - began, 1),
     }
