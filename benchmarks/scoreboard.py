@@ -4,6 +4,7 @@
     python -m benchmarks.scoreboard --resume --jobs 2          go on where it stopped, to the end (about two hours)
     python -m benchmarks.scoreboard --smoke                    a few cells, everything small, seconds
     python -m benchmarks.scoreboard --only '8B/gated/.*' --resume
+    python -m benchmarks.scoreboard --policies cost_aligned --resume    its rows only
     python -m benchmarks.scoreboard --merge                    only write results and page from the rows that are there
 
 Every run is one row of ``.benchmarks/scoreboard/rows.jsonl`` (not committed): what was done survives an interruption.
@@ -163,7 +164,8 @@ def wanted_cells(options: argparse.Namespace) -> dict[Cell, tuple[str, ...]]:
     for trace in sorted({cell.trace for cell in chosen}):
         if not options.smoke and trace in ("mooncake", "azure", "r1", "m-large") and not is_real(trace, options.traces):
             print(f"not at hand: trace {trace!r} at {options.traces}; what was fitted to it is drawn instead")
-    return {cell: tuple(name for name in names if name in there) for cell, names in chosen.items()}
+    wanted = {name for name in there if re.fullmatch(options.policies, name)}
+    return {cell: tuple(name for name in names if name in wanted) for cell, names in chosen.items()}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -177,6 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--merge", action="store_true", help="run nothing: merge rows, write results and page")
     parser.add_argument("--page", action="store_true", help="run nothing: write the page from the results")
     parser.add_argument("--only", default="", metavar="REGEX", help="cells whose name it matches")
+    parser.add_argument("--policies", default=".*", metavar="REGEX", help="policies whose name it matches, whole")
     parser.add_argument("--traces", type=Path, default=TRACES)
     parser.add_argument("--scratch", type=Path, default=SCRATCH)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignedsched.cluster import Cluster
-from alignedsched.costs import Costs
+from alignedsched.costs import AffineCosts, Costs
 from alignedsched.errors import CallerError, ConfigError
 from alignedsched.events import Event
 from alignedsched.plan import Plan
@@ -39,6 +40,20 @@ def plans(workload: Workload, cluster: Cluster, costs: Costs, policy: Policy) ->
     return seen, run(workload, cluster, costs, policy, observe=observe)
 
 
+def orders(workload: Workload, cluster: Cluster, costs: Costs, policy: Policy) -> list[str]:
+    """Every order and copy of a run. A policy that looks for rounds in vain is asked more often, and who has ended is
+    let go at such a moment already.
+    """
+    seen: list[str] = []
+
+    def observe(now: float, events: tuple[Event, ...], plan: Plan) -> None:
+        if plan.steps or plan.copies:
+            seen.append(f"{now!r} {plan.steps!r} {plan.copies!r} {plan.aborts!r}")
+
+    run(workload, cluster, costs, policy, observe=observe)
+    return seen
+
+
 # -- equal to fcfs
 
 
@@ -54,11 +69,12 @@ def test_on_a_balanced_surface_every_plan_is_that_of_fcfs(seed: int, blocks: int
 
 @pytest.mark.parametrize("surface", ["gated", "unsplit", "padded"])
 @pytest.mark.parametrize("apart", [False, True])
-def test_where_lengths_are_alike_and_all_fits_every_plan_is_that_of_fcfs(surface: str, apart: bool) -> None:
-    load = workload("uniform", seed=1, n=80).scaled(0.05)
+def test_where_lengths_are_alike_and_all_fits_every_order_is_that_of_fcfs(surface: str, apart: bool) -> None:
+    drawn = workload("uniform", seed=1, n=80).scaled(0.05)
+    load = Workload("alike", drawn.arrival_s, drawn.prompt_tokens, drawn.output_tokens // 8)
     cluster = small_cluster(8000, apart=apart, tokens=2048)
-    mine, _ = plans(load, cluster, SURFACES[surface], cost_aligned())
-    assert mine == plans(load, cluster, SURFACES[surface], fcfs())[0]
+    mine = orders(load, cluster, SURFACES[surface], cost_aligned())
+    assert mine == orders(load, cluster, SURFACES[surface], fcfs())
 
 
 @pytest.mark.parametrize("topology", ["colocated", "disaggregated"])
@@ -107,6 +123,36 @@ def test_long_tails_on_uneven_surfaces_are_served_faster(name: str, surface: str
     assert throughput >= faster
     assert e2e <= mean
     assert p99 <= 1.0
+
+
+def test_rounds_begin_though_nobody_waits_joins_or_leaves() -> None:
+    prompts = np.array([20] * 56 + [2000] * 8)
+    load = Workload("once", np.zeros(64), prompts, np.full(64, 300))
+    cluster = small_cluster(4000, seats=64, tokens=100_000)
+    mine, plain = (run(load, cluster, SURFACES["padded"], policy).figures for policy in (cost_aligned(), fcfs()))
+    assert mine["simulated_s"] < 0.3 * plain["simulated_s"]
+
+
+def test_what_a_wave_hands_over_to_another_lane_is_not_overtaken_by_later_parts_of_it() -> None:
+    """By arrival, a short request of a late number would wait in the pool until the whole wave is through."""
+    built = build("h100", "llama-3.1-8b", topology="disaggregated", lanes=1, surface="unsplit", staging=False)
+    load = workload("mooncake", seed=0, n=600).offline()
+    mine, plain = (run(load, built.cluster, built.costs, policy) for policy in (cost_aligned(), fcfs()))
+    assert mine.figures["throughput_tok_s"] > 1.1 * plain.figures["throughput_tok_s"]
+    assert mine.latency.finished_columns()["pool_wait"].max() < 60.0
+
+
+def test_where_decoding_sets_the_pace_waves_come_whatever_prefill_is_said_to_cost() -> None:
+    built = build("h200:4", "llama-3.1-70b", topology="disaggregated", lanes=1, surface="unsplit", staging=False)
+    instant: dict[str, Costs] = {
+        "lane-p0": AffineCosts(1e-3, 0.0, 0.0),
+        "lane-d0": built.costs,
+    }
+    load = workload("mooncake", seed=1, n=1200).offline()
+    mine, plain = (
+        run(load, built.cluster, instant, policy, published=built.costs).figures for policy in (cost_aligned(), fcfs())
+    )
+    assert mine["throughput_tok_s"] > 1.1 * plain["throughput_tok_s"]
 
 
 @pytest.mark.parametrize("surface", ["gated", "unsplit"])

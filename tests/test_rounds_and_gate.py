@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alignedsched.costs import AffineCosts, Costs, Load
 from alignedsched.lengths import Histogram, length_class
-from alignedsched.policies.gate import Gain, Room, gain
+from alignedsched.policies.gate import Class, Gain, Room, gain
 from alignedsched.policies.rounds import ANY, RoundSettings, next_turn, partition
 
 T0, ROW, TOKEN, LONGEST = 0.005, 1e-5, 5e-8, 1e-6
@@ -126,7 +126,11 @@ def test_who_has_waited_too_long_is_next() -> None:
 
 
 def told(costs: Costs, classes: list[tuple[int, int]], tokens: int = 400_000) -> Gain:
-    return gain(costs, classes, Room(tokens, 256), 300.0, RoundSettings())
+    return gain(costs, of(classes), Room(tokens, 256), RoundSettings())
+
+
+def of(classes: list[tuple[int, int]], output: float = 300.0) -> list[Class]:
+    return [Class(n, tokens // n, output) for n, tokens in classes]
 
 
 CLASSES = st.lists(st.tuples(st.integers(100, 2000), st.integers(50, 60_000)), min_size=1, max_size=8).map(
@@ -152,8 +156,8 @@ def test_a_long_tail_is_worked_off_faster_in_waves(name: str, faster: float) -> 
 def test_where_prefill_elsewhere_is_the_bottleneck_waves_are_not_faster() -> None:
     costs = AffineCosts(T0, 1e-3, TOKEN, LONGEST, "unsplit")
     tail = [(400, 400 * 1000), (300, 300 * 8000), (10, 10 * 100_000)]
-    alone = gain(costs, tail, Room(400_000, 256), 300.0, RoundSettings())
-    behind = gain(costs, tail, Room(400_000, 256, 1.0, apart=True), 300.0, RoundSettings())
+    alone = gain(costs, of(tail), Room(400_000, 256), RoundSettings())
+    behind = gain(costs, of(tail), Room(400_000, 256, 1.0, apart=True), RoundSettings())
     assert alone.time > 1.1
     assert behind.time == pytest.approx(1.0)
 

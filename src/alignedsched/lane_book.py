@@ -53,7 +53,9 @@ class LaneBook:
     renew: bool = False
     put_off: bool = False  # its next step does not fit yet, and who makes room is decided when a report comes
     relieved: bool = False  # members made room in this very call
-    wake_at: float | None = None
+    wake_at: float | None = None  # batching wants to be asked again then (seconds)
+    look_at: float | None = None  # or then, if nothing waits
+    looked: bool = False  # such a moment has come: it is asked even if nothing waits
     why: str = ""  # what batching said of its last composition
     heard: float | None = None  # since when it owes a report, or the time of the last one
 

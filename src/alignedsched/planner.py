@@ -54,11 +54,12 @@ class Planner:
         """Plan a dirty lane (or renew its horizon)."""
         books, state = self._books, lane.state
         dirty, lane.dirty, lane.renew = lane.dirty, False, False
+        looked, lane.looked = lane.looked, False
         if (
             state.members()
             and not lane.going
             and self._lasts(lane)
-            and not self._waits(lane)
+            and not (looked or self._waits(lane))
             and not self._over_full(lane)
         ):
             return  # nothing to decide: the standing order goes on, its steps reserved
@@ -68,7 +69,7 @@ class Planner:
             books.ledger.set_growth(tier, state.batches[rank].blocks(latest))
         lane.put_off = state.awaits_report() and not leaves and self._over_full(lane)
         if lane.put_off:  # members may end in what is under way, and the lane loses nothing by waiting for the report
-            lane.dirty = dirty
+            lane.dirty, lane.looked = dirty, looked
             self._reserve(lane, state.last_possible)
             return
         joins: list[Join] = []
@@ -79,13 +80,26 @@ class Planner:
             lane.relieved = lane.relieved or len(leaves) > before
             if stuck:
                 self._placement.place(lane)  # who was parked makes room only by being copied out
-            elif self._waits(lane):
+            elif looked or self._waits(lane):
                 self._decide(lane, latest, dirty, joins, leaves, chunks)
         except PolicyError:  # what was taken until then stands: the executor must hear of it
             lane.dirty = True
             self._order(lane, latest, joins, leaves, chunks, self._over_full(lane))
             raise
         self._order(lane, latest, joins, leaves, chunks, stuck)
+
+    def look(self, lane: LaneBook) -> None:
+        """Ask batching about members alone, as it wished; the lane is dirty if there is something to change."""
+        lane.look_at = None
+        if self._waits(lane) or not lane.state.may_order():
+            return
+        batching, view = self._policy.batching, self._views[lane.id]
+        composition: Composition = ask(self._policy, lambda: batching.compose(view))
+        if composition.joins or composition.parks or composition.candidates or composition.unclaims:
+            lane.dirty = lane.looked = True
+        else:
+            lane.look_at = composition.look_at
+            ask(self._policy, lambda: batching.taken(view, composition))
 
     def _decide(
         self, lane: LaneBook, latest: int, dirty: bool, joins: list[Join], leaves: list[RequestId], chunks: list[Chunk]
@@ -111,7 +125,7 @@ class Planner:
         return any(self._books.ledger.free(tier) < 0 for tier in lane.tiers)
 
     def _waits(self, lane: LaneBook) -> bool:
-        """Whether anything waits that a policy could decide about: nobody is asked about members alone."""
+        """Whether anything waits that a policy could decide about. About members alone it is asked only if it wants."""
         books = self._books
         return bool(
             lane.expected or lane.prefilling or lane.joining or lane.candidates or len(books.pool) or len(books.queue)
@@ -191,7 +205,7 @@ class Planner:
                 books.claim(live, lane, R.CANDIDATE)
         for live in wanted:
             self._take_join(lane, live, latest, joins)
-        lane.wake_at, lane.why = composition.wake_at, composition.why
+        lane.wake_at, lane.look_at, lane.why = composition.wake_at, composition.look_at, composition.why
         ask(self._policy, lambda: batching.taken(view, composition))
 
     @staticmethod

@@ -200,20 +200,22 @@ class Scheduler:
             again = False
             for lane in self._lanes:
                 if lane.wake_at is not None and now >= lane.wake_at:
-                    lane.wake_at, lane.dirty = None, True
+                    lane.wake_at, lane.dirty, lane.looked = None, True, True
+                if lane.look_at is not None and now >= lane.look_at:
+                    self._asking(self._planner.look, lane)
                 if (lane.dirty or lane.renew) and not lane.state.lost:
                     if self._books.paused:
                         self._planner.halt(lane)
                     elif lane.may_plan():
-                        self._plan(lane)
+                        self._asking(self._planner.plan, lane)
                         again = planned = True
             if not again and not ((planned or self._standstill.overdue()) and self._standstill.end()):
                 return
         self._standstill.end()  # the passes are used up, and nothing may have come of them
 
-    def _plan(self, lane: LaneBook) -> None:
+    def _asking(self, what: Callable[[LaneBook], None], lane: LaneBook) -> None:
         try:
-            self._planner.plan(lane)
+            what(lane)
         except PolicyError:
             self._books.raised = True
             self._standstill.note()
@@ -225,8 +227,9 @@ class Scheduler:
         if due is not None and due > self._books.now and (wake is None or due < wake):
             wake = due
         for lane in self._lanes:
-            if lane.wake_at is not None and not self._books.paused and (wake is None or lane.wake_at < wake):
-                wake = lane.wake_at
+            for asked in (lane.wake_at, lane.look_at):
+                if asked is not None and not self._books.paused and (wake is None or asked < wake):
+                    wake = asked
             if lane.dirty and not self._books.paused and not lane.state.lost and lane.may_plan():
                 wake = self._books.now
         return wake

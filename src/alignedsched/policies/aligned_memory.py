@@ -13,10 +13,13 @@ from .sorted_waves import Wave
 
 @frozen
 class Backlog:
-    """The order of what waits: the wave (None: order of arrival), and when the gate was asked last (seconds)."""
+    """The order of what waits: the wave (None: order of arrival), when the gate was asked last, and when the first of
+    the waves that are on began (seconds).
+    """
 
     wave: Wave | None = None
     asked: float | None = None
+    began: float | None = None
 
 
 @frozen
@@ -53,7 +56,7 @@ class Memory:
     def plain(self) -> PlainData:
         """As plain data. O(requests of the waves + lanes)."""
         backlogs: dict[str, PlainData] = {
-            name: [None if backlog.wave is None else backlog.wave.plain(), backlog.asked]
+            name: [[None if backlog.wave is None else backlog.wave.plain(), backlog.began], backlog.asked]
             for name, backlog in self.backlogs.items()
         }
         lanes: dict[str, PlainData] = {
@@ -68,7 +71,7 @@ class Memory:
         if not isinstance(plain, dict) or plain.keys() != {"backlogs", "lanes"}:
             raise CallerError(f"cost_aligned: its state is a dict of 'backlogs' and 'lanes', got {show(plain)}")
         backlogs = {
-            name: Backlog(None if first is None else Wave.from_plain(first), second)
+            name: Backlog(*_wave(name, first, second))
             for name, (first, second) in _pairs("backlogs", plain["backlogs"]).items()
         }
         lanes = {
@@ -90,6 +93,12 @@ def _pairs(what: str, plain: PlainData) -> dict[str, tuple[PlainData, float | No
             raise CallerError(f"cost_aligned: {what}[{name!r}] of its state: a pair with seconds, got {show(pair)}")
         pairs[name] = (pair[0], pair[1])
     return pairs
+
+
+def _wave(name: str, plain: PlainData, asked: float | None) -> tuple[Wave | None, float | None, float | None]:
+    if not isinstance(plain, list) or len(plain) != 2 or not (plain[1] is None or is_number(plain[1])):
+        raise CallerError(f"cost_aligned: backlogs[{name!r}] of its state: a wave and seconds, got {show(plain)}")
+    return None if plain[0] is None else Wave.from_plain(plain[0]), asked, plain[1]
 
 
 def _turn(lane: str, plain: PlainData, looked: float | None) -> tuple[Turn | None, float | None, bool]:

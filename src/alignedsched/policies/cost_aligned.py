@@ -12,18 +12,19 @@ With neither, every decision is that of ``fcfs``, step for step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from attrs import evolve, field, frozen
 
-from ..load import Costs
+from ..load import Costs, Load
 from ..pool import class_width
 from ..request import RequestId
 from ..views import LaneView
 from .aligned_memory import Backlog, LaneMemory, Memory
 from .fcfs import ContinuousBatching
-from .gate import Gain, Room, gain
+from .gate import Class, Gain, Room, gain
+from .mean_output import MeanOutput
 from .options import number
 from .order import order as order_named
 from .predict import History, Predictor
@@ -46,16 +47,38 @@ _NOTHING = Composition()
 class GateSettings:
     """When waves begin: they must work a backlog off ``faster`` by this factor; asked every ``every_s`` seconds.
 
-    ``hardly`` faster is enough where requests wait ``kinder`` times less on average.
+    ``hardly`` faster is enough where requests wait ``kinder`` times less on average, which is asked for while next to
+    nothing is known of outputs; longer they must never wait. Where most requests owe their length to their output, an
+    order by prompts is hardly one by length, and what is foreseen of it rests on averages: there waves have to be
+    ``unsure`` times faster. Waves that are on are looked at again whenever they have lasted twice as long, by what is
+    known of outputs by then, and stop where they are ``slower`` than order of arrival, or requests wait longer by that.
     """
 
     faster: float = field(default=1.05, validator=number(1.0))
     hardly: float = field(default=1.01, validator=number(1.0))
     kinder: float = field(default=2.0, validator=number(1.0))
+    unsure: float = field(default=1.3, validator=number(1.0))
+    slower: float = field(default=1.05, validator=number(1.0))
     every_s: float = field(default=5.0, validator=number(0.0))
 
-    def pays(self, gain: Gain) -> bool:
-        return gain.time >= self.faster or (gain.time >= self.hardly and gain.wait >= self.kinder)
+    def pays(self, gain: Gain, known: bool) -> bool:
+        """Whether to begin; ``known``: what outputs are like."""
+        if gain.wait < 1.0:
+            return False
+        if gain.told < 0.5:
+            return gain.time >= self.unsure
+        return (known and gain.time >= self.faster) or (gain.time >= self.hardly and gain.wait >= self.kinder)
+
+    def still_pays(self, gain: Gain) -> bool:
+        """Whether to go on."""
+        return min(gain.time, gain.wait) * self.slower >= 1.0
+
+    def due(self, backlog: Backlog, now: float) -> bool:
+        """Whether to ask (again)."""
+        if backlog.asked is None:
+            return True
+        wait = 0.0 if backlog.began is None else backlog.asked - backlog.began
+        return now >= backlog.asked + max(self.every_s, wait)
 
 
 class CostAligned:
@@ -70,6 +93,7 @@ class CostAligned:
         rounds: RoundSettings,
         gate: GateSettings,
         predictor: Predictor,
+        outputs: MeanOutput | None = None,
         costs: Costs | None = None,
         fit: SurfaceFit | None = None,
         plain: ContinuousBatching | None = None,
@@ -77,6 +101,7 @@ class CostAligned:
         self.rounds = rounds
         self.gate = gate
         self.predictor = predictor
+        self.outputs = outputs or MeanOutput()
         self.memory = Memory()
         self._proposed: tuple[PlainData, Memory] = (None, self.memory)
         self._costs = costs
@@ -85,7 +110,15 @@ class CostAligned:
 
     def output(self) -> float:
         """Tokens expected of a request of which nothing is known."""
-        return self.predictor.remaining("", 1, 0) or 1.0
+        return max(self.outputs.tokens, self._ended(1))
+
+    def expects(self, tokens: int) -> float:
+        """Tokens expected of a request with so many prompt tokens. O(log bins)."""
+        # What ends of a kind say, as much longer as those that still run make the mean of all.
+        return self._ended(tokens) * max(1.0, self.outputs.tokens / self._ended(1))
+
+    def _ended(self, tokens: int) -> float:
+        return self.predictor.remaining("", tokens, 0) or 1.0
 
     def grows(self, view: LaneView) -> int:
         """Blocks kept for each resident while requests are grouped: half of what it is expected to grow by."""
@@ -108,8 +141,11 @@ class CostAligned:
         memory = self._order(view, costs, self.memory)
         composition = _NOTHING
         if view.role.decodes:
-            memory = memory.with_lane(view.lane.id, self._look(view, costs, memory.lane(view.lane.id)))
+            lane = self._look(view, costs, memory.lane(view.lane.id))
+            memory = memory.with_lane(view.lane.id, lane)
             composition = self._compose(view, memory)
+            if lane.turn is None and lane.looked is not None and self._uneven(view, costs, composition.joins):
+                composition = evolve(composition, look_at=max(view.now, lane.looked) + self.rounds.round_s)
         if memory is self.memory:
             return composition
         plain = memory.plain()
@@ -181,6 +217,17 @@ class CostAligned:
             after = None  # whoever sits out must find a block when its turn comes
         return LaneMemory(after, now, after is None and (turn is not None or lane.returning))
 
+    def _uneven(self, view: LaneView, costs: Costs, joins: Sequence[RequestId]) -> bool:
+        """Whether imbalance costs enough to look for rounds again even if nobody joins or leaves. O(joins)."""
+        if costs.surface in ("balanced", "unsplit"):
+            return False
+        batch, lengths = view.ranks[0].batch, [view.entry(request).context_length for request in joins]
+        load = Load(len(batch) + len(lengths), batch.total + sum(lengths), max(batch.longest, *lengths, 0))
+        if load.n < 2:
+            return False
+        together = costs.step_seconds(load)
+        return together - costs.balanced_seconds(load) > self.rounds.bubble * together
+
     def _urgent(self, view: LaneView) -> int | None:
         """The length of who has sat out for half of what is allowed, if anybody has."""
         first = next(iter(view.resident), None)
@@ -193,21 +240,34 @@ class CostAligned:
 
     def _order(self, view: LaneView, costs: Costs, memory: Memory) -> Memory:
         """In which order what waits for the lane goes: the queue, or, where it only decodes, the pool."""
-        name = "queue" if view.role.prefills else "pool"
-        return memory.with_backlog(name, self._backlog(view, costs, memory.backlog(name)))
+        if view.role.prefills:
+            return memory.with_backlog("queue", self._backlog(view, costs, memory.backlog("queue")))
+        # What a wave hands over joins as it comes: by arrival, later parts of the wave would overtake the first.
+        follows = memory.backlog("queue").wave is not None
+        return memory.with_backlog("pool", self._backlog(view, costs, memory.backlog("pool"), follows))
 
-    def _backlog(self, view: LaneView, costs: Costs, backlog: Backlog) -> Backlog:
-        wave, asked = backlog.wave, backlog.asked
+    def _backlog(self, view: LaneView, costs: Costs, backlog: Backlog, follows: bool = False) -> Backlog:
         if self._fits(view):
-            return backlog if wave is None else Backlog(None, asked)
-        if wave is None:
-            if asked is not None and view.now < asked + self.gate.every_s:
+            return backlog if backlog.wave is None else Backlog(None, backlog.asked)
+        now = view.now
+        if not follows and self.gate.due(backlog, now):
+            if costs.surface == "balanced" or not self._pays(view, costs, backlog):
+                return Backlog(None, now)
+            wave = backlog.wave or Wave()
+            if view.role.prefills:
+                wave = wave.anew(view.queue, self.expects)
+            backlog = Backlog(wave, now, now if backlog.wave is None else backlog.began)
+        elif backlog.wave is None:
+            if not follows:
                 return backlog
-            if costs.surface == "balanced" or not self.gate.pays(self._gain(view, costs)):
-                return Backlog(None, view.now)
-            wave, asked = Wave(), view.now
-        after = wave.now(view.queue) if view.role.prefills else wave.of_pool(view.pool)
-        return backlog if after is backlog.wave else Backlog(after, asked)
+            backlog = Backlog(Wave(), backlog.asked, now)
+        return self._advanced(view, backlog)
+
+    def _advanced(self, view: LaneView, backlog: Backlog) -> Backlog:
+        """The wave without who has gone, or the next one."""
+        wave = backlog.wave or Wave()
+        after = wave.now(view.queue, self.expects) if view.role.prefills else wave.of_pool(view.pool)
+        return backlog if after is backlog.wave else evolve(backlog, wave=after)
 
     def _fits(self, view: LaneView) -> bool:
         """Whether all that waits for the lane could begin now."""
@@ -220,32 +280,36 @@ class CostAligned:
             waiting, blocks = len(view.pool) - len(view.resident), view.pool.class_blocks(0, 0)
         return not waiting or (waiting <= seats and blocks + 2 * waiting <= rank.free)
 
-    def _gain(self, view: LaneView, costs: Costs) -> Gain:
-        """How much faster waves would work the backlog off, and with how much less waiting."""
+    def _pays(self, view: LaneView, costs: Costs, backlog: Backlog) -> bool:
+        """Whether waves serve what waits better than order of arrival."""
+        found = gain(costs, self._waits(view), self._room(view), self.rounds)
+        if backlog.wave is not None:
+            return self.gate.still_pays(found)
+        return self.gate.pays(found, self.outputs.known)
+
+    def _waits(self, view: LaneView) -> list[Class]:
+        """What waits, by length. O(classes)."""
         if view.role.prefills:
-            sizes = list(view.queue.classes())
-        else:
-            width, block = class_width(POOL_LEVEL), view.layout.block_size
-            counts = ((view.pool.class_count(POOL_LEVEL, i), i) for i in range(4**POOL_LEVEL))
-            sizes = [
-                (n, max(n * (i * width + 1), view.pool.class_blocks(POOL_LEVEL, i) * block)) for n, i in counts if n
-            ]
-        cluster = view.cluster
-        decoding = [lane for lane in cluster.lanes if cluster.role(lane).decodes]
-        prefilling = sum(1 for lane in cluster.lanes if cluster.role(lane).prefills)
-        room = Room(
-            cluster.device[decoding[0].ranks[0]].kv_blocks * view.layout.block_size,
-            decoding[0].max_members,
-            len(decoding) / prefilling if view.role.prefills else 0.0,
-            not view.role.decodes,
-        )
-        return gain(costs, sizes, room, max(self.output(), self._made(view)), self.rounds)
+            return [Class(n, tokens // n, self.expects(tokens // n)) for n, tokens in view.queue.classes()]
+        width, block = class_width(POOL_LEVEL), view.layout.block_size
+        counts = ((view.pool.class_count(POOL_LEVEL, i), i) for i in range(4**POOL_LEVEL))
+        pooled = ((n, max(i * width + 1, view.pool.class_blocks(POOL_LEVEL, i) * block // n)) for n, i in counts if n)
+        return [Class(n, length, self.expects(length)) for n, length in pooled]
 
     @staticmethod
-    def _made(view: LaneView) -> float:
-        """Tokens that members have made on average: those that end early are heard of first. O(members)."""
-        made = [view.entry(member).produced for rank in view.ranks for member in rank.batch]
-        return sum(made) / len(made) if made else 0.0
+    def _room(view: LaneView) -> Room:
+        cluster, rank = view.cluster, view.ranks[0]
+        decoding = [lane for lane in cluster.lanes if cluster.role(lane).decodes]
+        prefilling = sum(1 for lane in cluster.lanes if cluster.role(lane).prefills)
+        apart = not view.role.decodes
+        # A device full of what is prefilled and not taken yet says that decoding sets the pace, whatever prefill costs.
+        paced = apart and 2 * rank.free < rank.capacity
+        return Room(
+            cluster.device[decoding[0].ranks[0]].kv_blocks * view.layout.block_size,
+            decoding[0].max_members,
+            len(decoding) / prefilling if view.role.prefills and not paced else 0.0,
+            apart,
+        )
 
 
 def _growth(view: LaneView, turn: Turn) -> int:
@@ -277,13 +341,19 @@ def cost_aligned(
     ``costs`` is the surface to decide by where the executor publishes none; with ``refit`` it is corrected by what
     steps are reported to take. Raises ConfigError naming the option that is out of range.
     """
-    history, fit = History(), SurfaceFit() if refit else None
+    history, outputs, fit = History(), MeanOutput(), SurfaceFit() if refit else None
     known = history if predictor == "history" else predictor_named(predictor)
     turns = order_named(order, known, patience_s=patience_s)
     settings = evolve(rounds or RoundSettings(), wait_s=wait_s, tpot_target_s=tpot_target_s)
     plain = ContinuousBatching() if order == "arrival" else OrderedBatching(order=turns)
-    batching = CostAligned(settings, gate or GateSettings(), history, costs, fit, plain)
+    batching = CostAligned(settings, gate or GateSettings(), history, outputs, costs, fit, plain)
     placed = RankOrder(token_budget, by_priority)
     admission = WaveAdmission(token_budget, by_priority, batching=batching, placed=placed, order=turns)
-    watches: list[Watch] = [history, placed, *([] if known is history else [known]), *([] if fit is None else [fit])]
+    watches: list[Watch] = [
+        history,
+        outputs,
+        placed,
+        *([] if known is history else [known]),
+        *([] if fit is None else [fit]),
+    ]
     return Policy("cost_aligned", admission, batching, DirectResidency(to_host="never"), watches=tuple(watches))

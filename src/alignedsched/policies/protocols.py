@@ -73,7 +73,8 @@ class Composition:
 
     ``joins``: into the running batch, in this order, at once where the KV is on the device and otherwise as soon as
     it is. ``candidates``: chosen for the next batch, so that residency may stage them. ``parks``: members that go
-    back to the pool. ``unclaims``: candidates or joining requests that go back to it.
+    back to the pool. ``unclaims``: candidates or joining requests that go back to it. ``wake_at``: ask again then
+    (seconds). ``look_at``: ask then if nothing waits, and leave the lane as it is if nothing is proposed.
     """
 
     joins: Sequence[RequestId] = ()
@@ -81,6 +82,7 @@ class Composition:
     parks: Sequence[RequestId] = ()
     unclaims: Sequence[RequestId] = ()
     wake_at: float | None = None
+    look_at: float | None = None
     why: str = ""
     memory: PlainData = None  # handed back in ``taken``
 

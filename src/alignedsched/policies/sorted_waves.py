@@ -1,13 +1,14 @@
 """Sorted waves: all that queues at one moment is admitted by ascending length; what comes later is the next wave.
 
-Neighbours in the order have similar lengths, so who runs together is aligned without a threshold. Nobody is overtaken
-by what arrives after the wave's beginning, so each waits at most the rest of one wave and its own: waves lengthen with
-the backlog, and a request alone is a wave of its own.
+The length that counts is the mean context length while a request decodes: its prompt and half of the output that is
+expected of it. Neighbours in the order have similar lengths, so who runs together is aligned without a threshold.
+Nobody is overtaken by what arrives after the wave's beginning, so each waits at most the rest of one wave and its own:
+waves lengthen with the backlog, and a request alone is a wave of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from attrs import frozen
 
@@ -18,6 +19,13 @@ from ..request import RequestId
 from ..views import LaneView, PoolReader, QueueReader
 from .protocols import PlainData
 
+Expects = Callable[[int], float]  # the tokens that a request with so many prompt tokens will make
+
+
+def prompt_only(tokens: int) -> float:
+    """Nothing is expected of anybody: waves by the length of the prompt alone."""
+    return 0.0
+
 
 @frozen
 class Wave:
@@ -26,13 +34,18 @@ class Wave:
     ids: Sequence[RequestId] = ()
     at: int = 0
 
-    def now(self, queue: QueueReader) -> Wave:
+    def now(self, queue: QueueReader, expects: Expects = prompt_only) -> Wave:
         """The wave as it stands, or the next one, of all that queues, where this one is used up.
 
         Amortised O(1); O(n log n) in what queues when a wave begins.
         """
         left = self._left(queue)
-        return left if left.ids else Wave([request for _, _, request in sorted(queue.lengths())])
+        return left if left.ids else Wave(_ascending(queue.lengths(), expects))
+
+    def anew(self, queue: QueueReader, expects: Expects) -> Wave:
+        """Who is left of the wave, sorted by what is expected of them by now. O(n log n) in what queues."""
+        mine = frozenset(self.ids[self.at :])
+        return Wave(_ascending((row for row in queue.lengths() if row[2] in mine), expects))
 
     def of_pool(self, pool: PoolReader) -> Wave:
         """The same over prefilled requests. Amortised O(1); O(n) when a wave begins."""
@@ -81,3 +94,15 @@ class Wave:
             if isinstance(ids, list) and all(isinstance(request, str) for request in ids) and is_count(at, 0, len(ids)):
                 return Wave(ids, at)  # type: ignore[arg-type]
         raise CallerError(f"a wave is a list of request ids and a count of them, got {show(plain)}")
+
+
+def _ascending(rows: Iterable[tuple[int, int, RequestId]], expects: Expects) -> list[RequestId]:
+    """Ids of (prompt tokens, arrival number, id), sorted. Prompts of one power of two are expected to make as many."""
+    half: dict[int, int] = {}
+    keys: list[tuple[int, int, RequestId]] = []
+    for tokens, number, request in rows:
+        octave = tokens.bit_length()
+        if octave not in half:
+            half[octave] = int(expects(tokens) / 2)
+        keys.append((tokens + half[octave], number, request))
+    return [request for _, _, request in sorted(keys)]

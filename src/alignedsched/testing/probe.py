@@ -206,7 +206,7 @@ def _plain(answer: object) -> object:
     if not isinstance(answer, Composition):
         return answer
     sequences = [list(ids) for ids in (answer.joins, answer.candidates, answer.parks, answer.unclaims)]
-    return (*sequences, answer.wake_at, answer.memory)
+    return (*sequences, answer.wake_at, answer.look_at, answer.memory)
 
 
 def overruled(plan: Plan) -> str:

@@ -33,14 +33,15 @@ def composition_faults(proposed: object, shown: Captured) -> Iterator[str]:
 
 
 def wake_faults(proposed: object, now: float) -> Iterator[str]:
-    """What is wrong with the time at which a composition wants to be asked again."""
-    wake = getattr(proposed, "wake_at", None)
-    if wake is None:
-        return
-    if not isinstance(wake, int | float) or isinstance(wake, bool) or not math.isfinite(wake):
-        yield f"compose: wake_at is {wake!r}, not a finite time"
-    elif wake <= now:
-        yield f"compose: wake_at {wake!r} is not after now ({now!r})"
+    """What is wrong with the times at which a composition wants to be asked again."""
+    for name in ("wake_at", "look_at"):
+        wake = getattr(proposed, name, None)
+        if wake is None:
+            continue
+        if not isinstance(wake, int | float) or isinstance(wake, bool) or not math.isfinite(wake):
+            yield f"compose: {name} is {wake!r}, not a finite time"
+        elif wake <= now:
+            yield f"compose: {name} {wake!r} is not after now ({now!r})"
 
 
 def take_faults(proposed: Iterable[object], shown: Captured, max_tokens: int) -> Iterator[str]:

@@ -255,7 +255,7 @@ class LaneView(Protocol):
         ...
 
     def entry(self, request: RequestId) -> Entry:
-        """Facts of a prefilled request. O(1). Raises KeyError for one that is not prefilled."""
+        """Facts of a request that is prefilled, or expected to be. O(1). Raises KeyError for any other."""
         ...
 
     def free(self, tier: str) -> int:

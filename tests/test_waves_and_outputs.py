@@ -1,0 +1,123 @@
+"""In which order a wave goes, when waves begin and end, and the mean output that those who still run are part of."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignedsched.errors import CallerError
+from alignedsched.load import Load
+from alignedsched.policies.aligned_memory import Backlog
+from alignedsched.policies.cost_aligned import GateSettings
+from alignedsched.policies.gate import Gain
+from alignedsched.policies.mean_output import MeanOutput
+from alignedsched.policies.protocols import Stepped
+from alignedsched.policies.sorted_waves import Wave
+from alignedsched.queue import Queue, Waiting
+from alignedsched.request import Request
+from alignedsched.views import QueueReader
+
+
+def queue_of(prompts: list[int]) -> QueueReader:
+    queue = Queue()
+    for number, tokens in enumerate(prompts):
+        queue.add(Waiting(Request(f"r{number}", tokens), number))
+    return QueueReader(queue)
+
+
+@given(prompts=st.lists(st.integers(1, 5000), min_size=1, max_size=30), more=st.integers(0, 9000))
+def test_a_wave_ascends_in_prompt_and_half_of_what_is_expected(prompts: list[int], more: int) -> None:
+    def expects(tokens: int) -> float:
+        return more if tokens.bit_length() < 8 else 0.0
+
+    wave = Wave().now(queue_of(prompts), expects)
+    at = [int(request[1:]) for request in wave.ids]
+    lengths = [prompts[number] + int(expects(prompts[number]) / 2) for number in at]
+    assert sorted(at) == list(range(len(prompts)))
+    assert lengths == sorted(lengths)
+
+
+def test_sorted_anew_a_wave_keeps_to_its_own() -> None:
+    queue = queue_of([10, 300, 20, 400])
+    wave = Wave(["r1", "r0", "r3"], 1)  # r1 is through, and r2 came later
+    assert list(wave.anew(queue, lambda tokens: 2000.0 if tokens < 64 else 0.0).ids) == ["r3", "r0"]
+
+
+# -- the gate's word
+
+
+def test_waves_have_to_be_faster_and_never_keep_waiting_longer() -> None:
+    gate = GateSettings()
+    assert gate.pays(Gain(1.06, 1.1), True)
+    assert not gate.pays(Gain(1.06, 0.99), True)
+    assert not gate.pays(Gain(1.02, 1.9), True)
+    assert gate.pays(Gain(1.02, 2.1), True)
+
+
+def test_while_outputs_are_unknown_waves_have_to_be_much_kinder() -> None:
+    gate = GateSettings()
+    assert not gate.pays(Gain(1.2, 1.8), False)
+    assert gate.pays(Gain(1.2, 2.2), False)
+
+
+def test_where_prompts_say_little_of_lengths_waves_have_to_be_much_faster() -> None:
+    gate = GateSettings()
+    assert not gate.pays(Gain(1.2, 3.0, told=0.4), True)
+    assert gate.pays(Gain(1.4, 1.2, told=0.4), True)
+
+
+def test_waves_go_on_until_they_are_clearly_worse() -> None:
+    gate = GateSettings()
+    assert gate.still_pays(Gain(0.97, 2.0))
+    assert not gate.still_pays(Gain(0.94, 2.0))
+    assert not gate.still_pays(Gain(1.2, 0.9))
+
+
+def test_the_gate_is_asked_again_whenever_waves_have_lasted_twice_as_long() -> None:
+    gate, asked = GateSettings(every_s=5.0), []
+    backlog = Backlog(Wave(["a"]), 100.0, 100.0)
+    for now in range(100, 200):
+        if gate.due(backlog, float(now)):
+            asked.append(now)
+            backlog = Backlog(backlog.wave, float(now), 100.0)
+    assert asked == [105, 110, 120, 140, 180]
+
+
+# -- the mean output
+
+
+def test_whoever_still_runs_makes_the_mean_longer() -> None:
+    outputs = MeanOutput()
+    assert outputs.tokens == 0
+    outputs.stepped(Stepped("l", (Load(10, 1000, 100),), 50, 1.0))
+    outputs.ended(Request("a", 10), 50, True)
+    assert outputs.tokens == pytest.approx(500.0, rel=1e-3)
+    assert not outputs.known
+
+
+def test_in_the_long_run_it_is_the_mean_of_all() -> None:
+    rng, outputs = Random(0), MeanOutput()
+    lives: list[int] = []
+    for _ in range(20_000):
+        lives = [left - 1 for left in lives if left > 1]
+        while len(lives) < 8:
+            lives.append(max(1, round(rng.expovariate(1 / 120))))
+        outputs.stepped(Stepped("l", (Load(8, 800, 100),), 1, 0.1))
+        for _ in range(sum(left == 1 for left in lives)):
+            outputs.ended(Request("x", 10), 1, True)
+    assert outputs.known
+    assert outputs.tokens == pytest.approx(120.0, rel=0.1)
+
+
+def test_its_memory_is_plain_and_checked() -> None:
+    outputs, other = MeanOutput(12.0, 3.0), MeanOutput()
+    other.load(json.loads(json.dumps(outputs.state())))
+    assert other == outputs
+    for bad in (None, [1.0], [1.0, -1.0], ["a", 1.0]):
+        with pytest.raises(CallerError, match="MeanOutput"):
+            other.load(bad)  # type: ignore[arg-type]
+    assert other == outputs
