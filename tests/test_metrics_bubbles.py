@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignedsched import Cluster, Device, Lane, Role, policy
+from alignedsched.cluster import KVLayout, Link
+from alignedsched.costs import AffineCosts
 from alignedsched.errors import CallerError
 from alignedsched.metrics import BubbleMeter, Idle, fractions
+from alignedsched.metrics.bubbles import Reasons
+from alignedsched.sim.run import run
+from alignedsched.workloads import Row, Workload
 
 SECONDS = st.floats(0.0, 1e4)
 STEP = st.tuples(SECONDS, SECONDS, st.integers(0, 300), st.integers(0, 300))
@@ -57,3 +64,37 @@ def test_bad_steps_are_refused_and_change_nothing(bad: tuple[float, float, int, 
     with pytest.raises(CallerError, match="reason"):
         meter.idle(1.0, "nap")  # type: ignore[arg-type]
     assert meter.seconds == 0.0
+
+
+@given(
+    looks=st.lists(st.tuples(st.integers(0, 20), st.sampled_from(Idle)), max_size=12),
+    cuts=st.lists(st.integers(0, 25), min_size=2, max_size=8),
+)
+def test_idle_time_has_the_reason_that_was_seen_last(looks: list[tuple[int, Idle]], cuts: list[int]) -> None:
+    """Against a list of what holds in each second; gaps between the pieces asked for are steps."""
+    looks.sort(key=lambda look: look[0])
+    cuts.sort()
+    reasons, told = Reasons(), []
+    for at, reason in looks:
+        reasons.saw(float(at), reason)
+    for begin, end in itertools.pairwise(cuts):
+        pieces = reasons.over(float(begin), float(end))
+        assert sum(stop - start for start, stop, _ in pieces) == end - begin
+        told += pieces
+    for second in range(cuts[0], cuts[-1]):
+        expected = next((reason for at, reason in reversed(looks) if at <= second), Idle.NO_WORK)
+        assert [reason for start, stop, reason in told if start <= second < stop] == [expected]
+
+
+def test_a_lane_that_waits_for_a_copy_stalls_for_as_long_as_the_copy_takes() -> None:
+    cluster = Cluster(
+        (Device("p", Role.PREFILL, 1000), Device("d", Role.DECODE, 1000)),
+        (Lane("lane-p", ("p",)), Lane("lane-d", ("d",))),
+        links=(Link("p", "d", 1e6, 0.25),),
+        layout=KVLayout(16, 1000),
+    )
+    one = Workload.from_rows("one", [Row(0.0, 500, 5)])
+    figures = run(one, cluster, AffineCosts(t0=0.1, per_row=0.0, per_token=0.0), policy("fcfs")).figures
+    seconds = figures["simulated_s"]
+    assert seconds == pytest.approx(0.1 + 0.75 + 4 * 0.1)
+    assert figures["bubbles"]["copy_stall"] == pytest.approx(0.75 / seconds)

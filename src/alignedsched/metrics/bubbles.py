@@ -25,6 +25,43 @@ class Idle(enum.Enum):
     COPY = "copy"  # KV wanted by the lane is still under way: a copy stall
 
 
+def split(seconds: float, balanced_seconds: float, members: int, missing: int) -> tuple[float, float, float]:
+    """Busy, iteration bubble and batch bubble of steps of so many ``seconds``, see BubbleMeter.step: they add up."""
+    balanced = min(seconds, balanced_seconds)
+    unfilled = balanced * missing / (members + missing) if missing else 0.0
+    return balanced - unfilled, seconds - balanced, unfilled
+
+
+class Reasons:
+    """Why a lane would be idle, as it was seen from time to time. Both calls are O(changes of reason between steps)."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, Idle]] = [(-math.inf, Idle.NO_WORK)]
+
+    def saw(self, now: float, reason: Idle) -> None:
+        """From ``now`` on (seconds, never falling), time without a step has this reason."""
+        if reason is not self._seen[-1][1]:
+            self._seen.append((now, reason))
+
+    def over(self, begin: float, end: float) -> list[tuple[float, float, Idle]]:
+        """The time from ``begin`` to ``end``, both never falling, cut where the reason changed; forgets what was before.
+
+        What was seen later than ``end`` stays for later.
+        """
+        pieces: list[tuple[float, float, Idle]] = []
+        seen = self._seen
+        while begin < end:
+            until = seen[1][0] if len(seen) > 1 else math.inf
+            if until > begin:
+                pieces.append((begin, min(until, end), seen[0][1]))
+                begin = min(until, end)
+            if until <= end:
+                del seen[0]
+        return pieces
+
+
 class BubbleMeter:
     """One lane's time by shares, all in seconds. Each call is O(1)."""
 
@@ -49,11 +86,10 @@ class BubbleMeter:
                 f"a step needs finite seconds and counts of at least 0, got seconds={seconds!r}, "
                 f"balanced_seconds={balanced_seconds!r}, members={members!r}, missing={missing!r}"
             )
-        balanced = min(seconds, balanced_seconds)
-        unfilled = balanced * missing / (members + missing) if missing else 0.0
-        self.iteration += seconds - balanced
-        self.batch += unfilled
-        self.busy += balanced - unfilled
+        busy, iteration, batch = split(seconds, balanced_seconds, members, missing)
+        self.busy += busy
+        self.iteration += iteration
+        self.batch += batch
 
     def idle(self, seconds: float, reason: Idle) -> None:
         """Count time without a step. Raises CallerError for negative or non-finite seconds."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..cluster import Cluster
-from ..metrics.bubbles import BubbleMeter, Idle, fractions
+from ..metrics.bubbles import BubbleMeter, Idle, Reasons, fractions
 from ..scheduler import Scheduler
+from ..scheduler_view import SchedulerView
 from .segment import Span
 
 
@@ -15,10 +16,10 @@ class LaneMeters:
         self._views = {ln.id: scheduler.view(ln.id) for ln in cluster.lanes if cluster.role(ln).decodes}
         self._meters = {lane: BubbleMeter() for lane in self._views}
         self._until = dict.fromkeys(self._views, 0.0)  # time accounted for
-        self._reason = dict.fromkeys(self._views, Idle.NO_WORK)  # why a lane is idle since the last plan, if it is
+        self._reasons = {lane: Reasons() for lane in self._views}
         self._missing = dict.fromkeys(self._views, 0)
 
-    def observe(self, spans: list[Span]) -> None:
+    def observe(self, now: float, spans: list[Span]) -> None:
         """Take in what lanes did since the last plan, then look at what waits now. O(spans + lanes)."""
         for span in spans:
             meter = self._meters.get(span.lane)
@@ -28,36 +29,40 @@ class LaneMeters:
             balanced = span.balanced * len(span.durations)
             meter.step(span.end - span.begin, balanced, span.served, self._missing[span.lane])
             self._until[span.lane] = span.end
-        for lane in self._views:
-            self._look(lane)
+        for lane, view in self._views.items():
+            reason, self._missing[lane] = waits_for(view)
+            self._reasons[lane].saw(now, reason)
 
     def _idle(self, lane: str, until: float) -> None:
-        gap = until - self._until[lane]
-        if gap > 0:
-            self._meters[lane].idle(gap, self._reason[lane])
+        if until > self._until[lane]:
+            for begin, end, reason in self._reasons[lane].over(self._until[lane], until):
+                self._meters[lane].idle(end - begin, reason)
             self._until[lane] = until
-
-    def _look(self, lane: str) -> None:
-        view = self._views[lane]
-        pooled = len(view.pool) + len(view.candidates)
-        wanted = len(view.joining)
-        if wanted:
-            self._reason[lane] = Idle.COPY
-        elif pooled or (len(view.queue) and view.role.prefills):
-            self._reason[lane] = Idle.BATCH
-        else:
-            self._reason[lane] = Idle.NO_WORK
-        self._missing[lane] = 0
-        if pooled:
-            ranks = view.ranks
-            members = sum(len(rank.batch) for rank in ranks)
-            seats = max(0, view.lane.max_members * len(ranks) - members - wanted)
-            each = max(1, sum(rank.batch.blocks for rank in ranks) // max(1, members))
-            room = sum(max(0, rank.free) for rank in ranks) // each
-            self._missing[lane] = min(pooled, seats, room)
 
     def close(self, now: float) -> dict[str, float]:
         """Account for the time up to ``now`` and return the fractions over all lanes."""
         for lane in self._views:
             self._idle(lane, now)
         return fractions(self._meters.values())
+
+
+def waits_for(view: SchedulerView) -> tuple[Idle, int]:
+    """Why a lane that decodes would be idle now, and how many pooled requests could be members besides. O(members).
+
+    Such a request is one by count and by free blocks, were it of the members' mean size.
+    """
+    pooled = len(view.pool) + len(view.candidates)
+    wanted = len(view.joining)
+    if wanted:
+        reason = Idle.COPY
+    elif pooled or (len(view.queue) and view.role.prefills):
+        reason = Idle.BATCH
+    else:
+        reason = Idle.NO_WORK
+    if not pooled:
+        return reason, 0
+    members = sum(len(rank.batch) for rank in view.ranks)
+    seats = max(0, view.lane.max_members * len(view.ranks) - members - wanted)
+    each = max(1, sum(rank.batch.blocks for rank in view.ranks) // max(1, members))
+    room = sum(max(0, rank.free) for rank in view.ranks) // each
+    return reason, min(pooled, seats, room)

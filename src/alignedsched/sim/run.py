@@ -75,7 +75,7 @@ def run(
         state["calls"] += 1
         state["events"] += len(events)
         latency.observe(now, events, plan, executor.durations)
-        meters.observe(executor.spans)
+        meters.observe(now, executor.spans)
         if plan.releases:
             state["ended"] += len(plan.releases)
             state["last"] = now
