@@ -318,6 +318,7 @@ def _feed_state(payload: Any) -> None:
 
 COMMANDS: tuple[tuple[str, ...], ...] = (
     ("compare", "--workload", "mooncake", "--policy", "fcfs", "--policy", "density_first", "--json", "o"),
+    ("compare", "--workload", "giant", "--html", "page", "--timeline", "t.gz", "--timeline-until", "10"),
     ("compare", "--trace", "trace", "--format", "csv", "--rate-scale", "1", "--skip-bad-rows", "aside", "--limit", "9"),
     ("compare", "--workload", "giant", "--load", "0.5", "--lanes", "2", "--topology", "disaggregated", "--no-staging"),
     ("compare", "--workload", "giant", "--requests", "12", "--offline", "--hardware", "h100:2", "--model", "opt-13b"),
@@ -350,7 +351,7 @@ def _command_input(rng: Random) -> tuple[Any, int]:
 def _feed_command(folder: Path) -> Callable[[Any], None]:
     result = a_result()
 
-    def work(settings: CompareSettings, progress: object) -> dict[str, Any]:
+    def work(settings: CompareSettings, progress: object = None, watch: object = None) -> dict[str, Any]:
         for name in settings.policies:
             policy(name)
         build(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from alignedsched.cli import main
 from alignedsched.cli.arguments import UsageError, parse
 from alignedsched.errors import ConfigError, InvariantError, PolicyError, TraceError
-from alignedsched.sim.settings import CompareSettings, Progress, ProgressUpdate
+from alignedsched.sim.settings import CompareSettings, Progress, ProgressUpdate, RunWatch
 from tests.results import a_result, a_run
 
 MOONCAKE = ["compare", "--workload", "mooncake"]
@@ -33,7 +33,9 @@ class FakeCompare:
         self.error = error
         self.told: list[CompareSettings] = []
 
-    def __call__(self, settings: CompareSettings, progress: Progress | None) -> dict[str, Any]:
+    def __call__(
+        self, settings: CompareSettings, progress: Progress | None = None, watch: RunWatch | None = None
+    ) -> dict[str, Any]:
         self.told.append(settings)
         assert progress is not None
         progress(ProgressUpdate(policy="fcfs", phase="running", requests_ended=1, requests_total=2))

@@ -86,6 +86,14 @@ def test_idle_time_has_the_reason_that_was_seen_last(looks: list[tuple[int, Idle
         assert [reason for start, stop, reason in told if start <= second < stop] == [expected]
 
 
+def test_a_lane_that_is_never_idle_keeps_no_reasons() -> None:
+    reasons = Reasons()
+    for second in range(1000):
+        reasons.saw(float(second), (Idle.COPY, Idle.BATCH)[second % 2])
+        assert reasons.over(float(second), float(second)) == []
+    assert len(reasons._seen) == 1
+
+
 def test_a_lane_that_waits_for_a_copy_stalls_for_as_long_as_the_copy_takes() -> None:
     cluster = Cluster(
         (Device("p", Role.PREFILL, 1000), Device("d", Role.DECODE, 1000)),

@@ -78,6 +78,11 @@ class SchedulerView:
         return self._lane.state.role
 
     @property
+    def why(self) -> str:
+        """What batching said of its last composition for the lane: for those who report, a policy knows it."""
+        return self._lane.why
+
+    @property
     def prefilling(self) -> Sequence[Prefill]:
         if not self._lane.prefilling:
             return ()

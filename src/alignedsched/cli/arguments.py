@@ -154,9 +154,27 @@ def _add_system(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_timeline(group: argparse._ActionsContainer) -> None:
+    """The options of commands that can write a timeline."""
+    group.add_argument(
+        "--timeline", metavar="FILE", help="also write what happened when, for Perfetto; .gz is packed (docs/report.md)"
+    )
+    group.add_argument(
+        "--timeline-until", metavar="SECONDS", type=_POSITIVE, help="only the first so many simulated seconds of it"
+    )
+
+
+def check_timeline(timeline: object, until: object) -> None:
+    """Raise UsageError for the end of a timeline that was not asked for."""
+    if until is not None and timeline is None:
+        raise UsageError("--timeline-until is where a timeline ends: it goes with --timeline FILE")
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("result")
     group.add_argument("--json", metavar="FILE", help="also write everything as JSON (docs/json.md)")
+    group.add_argument("--html", metavar="FILE", help="also write a page with tables and plots (docs/report.md)")
+    add_timeline(group)
     group.add_argument("--record", metavar="DIR", help="keep a log of each policy's run in DIR (docs/story.md)")
     group.add_argument("-h", "--help", action="help", help="show this and leave")
 
@@ -226,5 +244,6 @@ def _check_together(options: dict[str, object]) -> None:
     for name, why in (("format", "describes"), ("skip_bad_rows", "is about")):
         if name in options and "trace" not in options:
             raise UsageError(f"--{name.replace('_', '-')} {why} a file: it goes with --trace, not with --workload")
+    check_timeline(options.get("timeline"), options.get("timeline_until"))
     if "requests" in options and "trace" in options:
         raise UsageError("--requests is the size of a --workload; with --trace, --limit N takes the first N requests")

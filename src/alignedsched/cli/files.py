@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import io
 import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, TextIO, cast
 
 from .arguments import UsageError
 
 
-class JsonFile:
-    """Writes one JSON value to ``path`` (None: nowhere) by way of a temporary file beside it.
+class WholeFile:
+    """Text for ``path`` (None: nowhere), which ``option`` asked for, by way of a temporary file beside it.
 
-    Entering makes the temporary file, so that an unwritable place is found at once; leaving without ``write``
+    Entering makes the temporary file, so that an unwritable place is found at once; leaving without ``keep``
     removes it, and what stood at ``path`` before is untouched. A path that exists and is no regular file (a pipe,
-    a device) is written directly. Raises UsageError where the place cannot be written.
+    a device) is written directly; one that ends in .gz is compressed. Raises UsageError where the place cannot be
+    written.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, option: str, path: Path | None) -> None:
+        self._option = option
+        self.path = path
         self._temporary: Path | None = None
+        self._close = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        if self._path is None:
+        if self.path is None:
             return self
-        if self._path.is_dir():
-            raise UsageError(f"--json {str(self._path)!r} is a folder, not a file")
-        target = Path(os.path.realpath(self._path))
+        if self.path.is_dir():
+            raise UsageError(f"{self._option} {str(self.path)!r} is a folder, not a file")
+        target = Path(os.path.realpath(self.path))
         try:
             if target.exists() and not os.access(target, os.W_OK):
                 raise PermissionError("it is there and may not be changed")
@@ -40,26 +46,51 @@ class JsonFile:
             temporary.unlink(missing_ok=True)  # of a killed process that had our number
             temporary.open("x").close()
         except OSError as error:
-            raise UsageError(f"--json {str(self._path)!r} cannot be written: {error.strerror or error}") from None
+            raise UsageError(
+                f"{self._option} {str(self.path)!r} cannot be written: {error.strerror or error}"
+            ) from None
         self._temporary = temporary
         return self
 
-    def write(self, value: Any) -> None:
-        """Write ``value`` and put the file in its place. Raises OSError when the disk refuses."""
-        if self._path is None:
-            return
-        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-        place = self._temporary or self._path
-        with place.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-        if self._temporary is not None:
-            self._temporary.replace(os.path.realpath(self._path))
+    def open(self) -> TextIO:
+        """The stream that takes the text; ``keep`` closes it. Raises OSError when the disk refuses."""
+        assert self.path is not None
+        raw: IO[bytes] = self._close.enter_context((self._temporary or self.path).open("wb"))
+        if self.path.suffix == ".gz":  # no time of writing in it: the same text is the same file
+            packed = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0)
+            raw = cast(IO[bytes], self._close.enter_context(packed))
+        return self._close.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline="\n"))
+
+    def keep(self) -> None:
+        """All is written: put the file in its place. Raises OSError when the disk refuses."""
+        self._close.close()
+        if self._temporary is not None and self.path is not None:
+            self._temporary.replace(os.path.realpath(self.path))
             self._temporary = None
+
+    def write_text(self, text: str) -> None:
+        """Write this and nothing else, and keep it. Raises OSError when the disk refuses."""
+        if self.path is not None:
+            self.open().write(text)
+            self.keep()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(OSError):  # of what was not kept
+            self._close.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
             self._temporary = None
+
+
+class JsonFile(WholeFile):
+    """One JSON value for ``path``, which --json asked for."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__("--json", path)
+
+    def write(self, value: Any) -> None:
+        """Write ``value`` and put the file in its place. Raises OSError when the disk refuses."""
+        if self.path is not None:
+            self.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from ..report.text import columns, count, encodable, printable
 from ..story.log import SUFFIX
 from ..story.replay import Replayed, replay
-from .arguments import Parser, UsageError
+from .arguments import Parser, UsageError, add_timeline, check_timeline
+from .reports import Reports
+
+if TYPE_CHECKING:
+    from ..report.lookout import Lookout
+    from ..scheduler import Scheduler
 
 DESCRIPTION = """\
 Make the decisions of recorded runs again, call by call, and hold each plan against the recorded one, byte by byte.
@@ -31,16 +37,42 @@ def run_replay(argv: Sequence[str]) -> int:
 
     Raises UsageError for wrong options, LogError for a log that is not as it was written.
     """
-    logs = logs_of(_parser().parse_args(list(argv)).logs)
-    results = [replay(path) for path in logs]
+    given = _parser().parse_args(list(argv))
+    check_timeline(given.timeline, given.timeline_until)
+    timeline = None if given.timeline is None else Path(given.timeline)
+    logs = logs_of(given.logs)
+    if timeline is not None and any(os.path.realpath(timeline) == os.path.realpath(log) for log in logs):
+        raise UsageError(f"--timeline and a log name the same file, {given.timeline!r}")
+    with Reports(None, timeline, given.timeline_until) as reports:
+        results = [_replay(path, reports.watch) for path in logs]
+        reports.write([f"replay of {printable(path.name, 60)}" for path in logs])
     print_replayed(results, sys.stdout)
+    reports.say()
     return 1 if any(result.difference is not None for result in results) else 0
+
+
+def _replay(path: Path, watch: Lookout | None) -> Replayed:
+    """Replay one log, looked on by ``watch``: each process that wrote it is a run of its own."""
+    if watch is None:
+        return replay(path)
+    starts = 0
+
+    def begin(scheduler: Scheduler) -> None:
+        nonlocal starts
+        if starts:
+            watch.end()
+        starts += 1
+        watch.begin(scheduler.policy.name if starts == 1 else f"{scheduler.policy.name} ({starts})", scheduler)
+
+    result = replay(path, begin=begin, observe=watch.after)
+    watch.end()
+    return result
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="alignedsched replay",
-        usage="alignedsched replay LOG [LOG ...]",
+        usage="alignedsched replay LOG [LOG ...] [--timeline FILE [--timeline-until SECONDS]]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,6 +80,7 @@ def _parser() -> Parser:
         add_help=False,
     )
     parser.add_argument("logs", metavar="LOG", nargs="+", help="a log, or a folder of logs")
+    add_timeline(parser)
     parser.add_argument("-h", "--help", action="help", help="show this and leave")
     return parser
 

@@ -5,19 +5,29 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..report.progress import ProgressLine
-from ..report.terminal import print_report
+from ..report.terminal import heading, print_report
 from ..report.text import encodable, printable
-from ..sim.settings import CompareSettings, Progress
+from ..sim.settings import CompareSettings, Progress, RunWatch
 from ..story.log import SUFFIX
 from .arguments import UsageError
 from .files import JsonFile
+from .reports import Reports
 
-Compare = Callable[[CompareSettings, Progress | None], dict[str, Any]]
+
+class Compare(Protocol):
+    """What does the work: ``alignedsched.sim.compare.compare``, or what keeps its signature."""
+
+    def __call__(
+        self, settings: CompareSettings, progress: Progress | None = None, watch: RunWatch | None = None
+    ) -> dict[str, Any]: ...
+
+
+_OUTPUTS = ("json", "html", "timeline", "timeline_until")  # options that are no settings
 
 
 def _load_compare() -> Compare:
@@ -65,31 +75,35 @@ def _check_distinct(files: Mapping[str, Path]) -> None:
 
 
 def run_compare(options: Mapping[str, object], compare: Compare | None = None) -> None:
-    """Check files and settings, run, write the JSON, print the table to stdout; progress goes to stderr.
+    """Check files and settings, run, write the files, print the table to stdout; progress goes to stderr.
 
     Raises CallerError or TraceError for wrong options and bad input, before the long work where that is possible.
     """
-    names = {"--trace": "trace", "--json": "json", "--skip-bad-rows": "skip_bad_rows"}
-    files = {option: Path(str(options[name])) for option, name in names.items() if name in options}
+    names = ("trace", "json", "html", "timeline", "skip_bad_rows")
+    files = {f"--{name.replace('_', '-')}": Path(str(options[name])) for name in names if name in options}
     _check_distinct(files)
-    settings = CompareSettings(**{name: value for name, value in options.items() if name != "json"})  # type: ignore[arg-type]
+    settings = CompareSettings(**{name: value for name, value in options.items() if name not in _OUTPUTS})  # type: ignore[arg-type]
     if "--trace" in files:
         _check_trace(files["--trace"])
     if "--skip-bad-rows" in files:
         _check_bad_rows(files["--skip-bad-rows"])
     if settings.record is not None:
         _check_record(Path(settings.record))
-    with JsonFile(files.get("--json")) as json_file:
+    until: float | None = options.get("timeline_until")  # type: ignore[assignment]
+    reports = Reports(files.get("--html"), files.get("--timeline"), until)
+    with JsonFile(files.get("--json")) as json_file, reports:
         compare = compare or _load_compare()
         # What is loaded stays, and a run makes records that die young: fewer, smaller collections save a tenth.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         progress = ProgressLine(sys.stderr)
         try:
-            result = compare(settings, progress)
+            result = compare(settings, progress, reports.watch)
         finally:
             progress.clear()
-        json_file.write(result)  # before the table: a reader of the table that goes away must not cost the result
+        # Before the table: a reader of the table that goes away must not cost the result.
+        json_file.write(result)
+        reports.write(heading(result), result)
     print_report(result, sys.stdout)
     if settings.record is not None:
         folder = printable(settings.record)
@@ -99,3 +113,4 @@ def run_compare(options: Mapping[str, object], compare: Compare | None = None) -
     if "--json" in files:
         where = printable(str(files["--json"]))
         sys.stderr.write(encodable(f"result written to {where}\n", sys.stderr))
+    reports.say()

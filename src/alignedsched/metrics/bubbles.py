@@ -46,20 +46,19 @@ class Reasons:
             self._seen.append((now, reason))
 
     def over(self, begin: float, end: float) -> list[tuple[float, float, Idle]]:
-        """The time from ``begin`` to ``end``, both never falling, cut where the reason changed; forgets what was before.
-
-        What was seen later than ``end`` stays for later.
+        """The time from ``begin`` to ``end``, cut where the reason changed. Both never fall from call to call: what
+        was seen before is forgotten, what was seen later stays.
         """
         pieces: list[tuple[float, float, Idle]] = []
         seen = self._seen
-        while begin < end:
+        while True:
             until = seen[1][0] if len(seen) > 1 else math.inf
-            if until > begin:
+            if begin < min(until, end):
                 pieces.append((begin, min(until, end), seen[0][1]))
                 begin = min(until, end)
-            if until <= end:
-                del seen[0]
-        return pieces
+            if until > begin:
+                return pieces
+            del seen[0]
 
 
 class BubbleMeter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,24 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..metrics import Lanes, rate_for_load
+from ..policies.protocols import Policy
 from ..registry import policy as policy_named
 from ..story.log import SUFFIX
 from ..workloads import Workload, read_trace
 from ..workloads import workload as built_in
 from .build import Built, build
-from .run import effective_outputs, run
-from .settings import CompareSettings, Progress, ProgressUpdate
+from .run import Tick, effective_outputs, run
+from .settings import CompareSettings, Progress, ProgressUpdate, RunWatch
 
 READ_TICK = 100_000  # rows
 
 
-def compare(settings: CompareSettings, progress: Progress | None = None) -> dict[str, Any]:
+def compare(
+    settings: CompareSettings, progress: Progress | None = None, watch: RunWatch | None = None
+) -> dict[str, Any]:
     """Run every policy of ``settings`` and return the result whose form docs/json.md promises.
+
+    ``watch`` looks on, for a report of what happened when; the result is the same without.
 
     Raises ConfigError for names that are not known and what does not fit together, TraceError for a bad trace.
     """
@@ -43,8 +49,7 @@ def compare(settings: CompareSettings, progress: Progress | None = None) -> dict
     for number, policy in enumerate(policies, 1):
         report = _Reporter(settings.policies[number - 1], number, len(policies), len(workload), progress)
         log = None if settings.record is None else _log(settings.record, number, settings.policies[number - 1])
-        figures = run(workload, built.cluster, built.costs, policy, tick=report.tick, record=log).figures
-        figures["policy"] = settings.policies[number - 1]
+        figures = _watched_run(workload, built, policy, settings.policies[number - 1], report.tick, log, watch)
         report.done(figures)
         runs.append(figures)
     return {
@@ -68,6 +73,20 @@ def compare(settings: CompareSettings, progress: Progress | None = None) -> dict
         "staging": settings.staging,
         "runs": runs,
     }
+
+
+def _watched_run(
+    workload: Workload, built: Built, policy: Policy, name: str, tick: Tick, log: Path | None, watch: RunWatch | None
+) -> dict[str, Any]:
+    """One run's figures, under the name that was asked for."""
+    begin = None if watch is None else partial(watch.begin, name)
+    observe = None if watch is None else watch.after
+    result = run(
+        workload, built.cluster, built.costs, policy, tick=tick, record=log, begin=begin, observe=observe
+    )  # fmt: skip
+    if watch is not None:
+        watch.end(result.latency)
+    return result.figures | {"policy": name}
 
 
 class _Reporter:

@@ -34,10 +34,9 @@ class LaneMeters:
             self._reasons[lane].saw(now, reason)
 
     def _idle(self, lane: str, until: float) -> None:
-        if until > self._until[lane]:
-            for begin, end, reason in self._reasons[lane].over(self._until[lane], until):
-                self._meters[lane].idle(end - begin, reason)
-            self._until[lane] = until
+        for begin, end, reason in self._reasons[lane].over(self._until[lane], until):
+            self._meters[lane].idle(end - begin, reason)
+        self._until[lane] = max(self._until[lane], until)
 
     def close(self, now: float) -> dict[str, float]:
         """Account for the time up to ``now`` and return the fractions over all lanes."""

@@ -49,11 +49,13 @@ def run(
     check_every: int | None = None,
     published: Costs | None = None,
     record: str | os.PathLike[str] | None = None,
+    begin: Callable[[Scheduler], None] | None = None,
     observe: Callable[[float, tuple[Event, ...], Plan], None] | None = None,
 ) -> RunResult:
     """Simulate. Output lengths are known to the executor alone, and to an Oracle among the policy's watches.
 
-    ``check_every`` calls ``scheduler.check()`` so often.
+    ``check_every`` calls ``scheduler.check()`` so often. ``begin`` gets the scheduler before its first call, and
+    ``observe`` each call after it was made; they must change nothing.
 
     The policy sees ``published`` costs, else ``costs`` unless these are given by lane id; for such no bound is known
     (its figures are absent). ``record`` is the path of an event log to write (see docs/story.md).
@@ -64,6 +66,8 @@ def run(
     shown = costs if published is None and not isinstance(costs, dict) else published
     make = Scheduler if record is None else partial(RecordedScheduler, record)
     scheduler = make(cluster, policy, shown)
+    if begin is not None:
+        begin(scheduler)
     executor = SimulatedExecutor(cluster, costs)
     oracles = [watch for watch in policy.watches if isinstance(watch, Oracle)]
     latency = LatencyCollector(cluster)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from attrs import field, frozen
 
 from ..errors import ConfigError
 from ..load import SURFACES
 from ..outside import MAX_COUNT, is_count, is_number, show
+
+if TYPE_CHECKING:
+    from ..events import Event
+    from ..metrics import LatencyCollector
+    from ..plan import Plan
+    from ..scheduler import Scheduler
 
 TOPOLOGIES = ("colocated", "disaggregated")
 DEFAULT_POLICIES = ("fcfs", "cost_aligned", "density_first")
@@ -158,3 +164,19 @@ class ProgressUpdate:
 
 
 Progress = Callable[[ProgressUpdate], None]
+
+
+class RunWatch(Protocol):
+    """Looks on while policies run, one run after the other. It must change nothing."""
+
+    def begin(self, policy: str, scheduler: Scheduler) -> None:
+        """A run of a policy, as it was asked for by name, is about to begin."""
+        ...
+
+    def after(self, now: float, events: tuple[Event, ...], plan: Plan) -> None:
+        """The scheduler was called."""
+        ...
+
+    def end(self, latency: LatencyCollector) -> None:
+        """The run is over."""
+        ...

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from attrs import evolve, fields, frozen
 
 from ..errors import LogError
+from ..events import Event
 from ..load import Costs
 from ..plan import Plan
 from ..policies.protocols import Policy
@@ -19,6 +20,7 @@ from .log import Call, LogReader, NoEvent
 from .origin import make_policy
 from .snapshot import build
 
+Observer = Callable[[float, tuple[Event, ...], Plan], None]
 MOST_LINES = 24  # of what differs
 _WIDTH = 400  # of a line
 
@@ -97,17 +99,23 @@ class Replayed:
 
 
 def replay(
-    path: str | os.PathLike[str], *, policy: Callable[[], Policy] | None = None, costs: Costs | None = None
+    path: str | os.PathLike[str],
+    *,
+    policy: Callable[[], Policy] | None = None,
+    costs: Costs | None = None,
+    begin: Callable[[Scheduler], None] | None = None,
+    observe: Observer | None = None,
 ) -> Replayed:
     """Replay a log up to the first difference.
 
-    ``policy`` makes the policy, where no registered name does; ``costs`` are those of a kind of your own. Raises
+    ``policy`` makes the policy, where no registered name does; ``costs`` are those of a kind of your own. ``begin``
+    gets each new scheduler before its first call, ``observe`` each call that came out the same. Raises
     LogError for a log that is not as it was written, and where something is missing to replay it. O(the run itself).
     """
     with LogReader(path) as log:
         result = Replayed(log.name, "", "", 0, 0, 0, False, None)
         scheduler: Scheduler | None = None
-        for again in rerun(log, policy=policy, costs=costs):
+        for again in rerun(log, policy=policy, costs=costs, begin=begin):
             if again.scheduler is not scheduler:
                 scheduler = again.scheduler
                 result = evolve(result, starts=result.starts + 1)
@@ -115,6 +123,8 @@ def replay(
             if not again.same:
                 result = evolve(result, difference=Difference(again.call, again.plan, again.error))
                 break
+            if observe is not None:
+                observe(again.scheduler.now, again.call.events, again.plan or Plan())
         assert log.origin is not None  # a log begins with a start
         return evolve(result, torn=log.torn, policy=log.origin.policy, library=log.origin.library)
 
