@@ -165,18 +165,25 @@ class LaneRunner:
     # -- what steps made
 
     def ended(self) -> int:
-        """The last step that has ended, taken in or not."""
+        """The last step that has ended, taken in or not; one that failed has ended too."""
         last = self.done
         for step in self._flying:
-            if not step.event.done():
-                break
+            try:
+                if not step.event.done():
+                    break
+            except RuntimeError:  # told by ``end_steps``
+                return step.number
             last = step.number
         return last
 
     def end_steps(self, through: int) -> None:
         """Take in the steps up to that one, as soon as they have ended; launch nothing."""
         while self._flying and self._flying[0].number <= through and self._failed is None:
-            self._flying[0].event.wait()
+            try:
+                self._flying[0].event.wait()
+            except RuntimeError as error:
+                self._fail(str(error) or type(error).__name__)
+                return
             self._take_in(self._flying.popleft())
 
     def _take_in(self, step: Launched) -> None:
