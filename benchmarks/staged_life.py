@@ -118,8 +118,8 @@ class Life:
     def live(self, actions: int) -> None:
         """Random actions, then to the end."""
         does = (
-            *(self.write,) * 2, *(self.copy,) * 6, *(self.wait,) * 2, *(self.abort,) * 2, self.revoke, *(self.drop,) * 2,
-            self.late, self.break_link, self.mend_links, self.take_slots_back,
+            *(self.write,) * 2, *(self.copy,) * 6, *(self.wait,) * 2, *(self.abort,) * 2, *(self.drop,) * 2,
+            self.revoke, self.late, self.break_link, self.mend_links, self.take_slots_back,
         )  # fmt: skip
         for _ in range(actions):
             self.rng.choice(does)()
@@ -179,6 +179,7 @@ class Life:
     def abort(self) -> None:
         if self.flying:
             self.copier.abort(self.rng.choice(sorted(self.flying)))
+            self.poll()  # one that has not begun has ended
 
     def revoke(self) -> None:
         name = self.rng.choice(NAMES)

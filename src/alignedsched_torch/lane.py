@@ -292,18 +292,24 @@ class LaneRunner:
         """Whether there is something the scheduler has to hear now."""
         if self._failed is not None or any(order.finished or order.prefilled for order in self._orders):
             return True
+        if any(self._is_news(number) for number in range(len(self._orders))):
+            return True
         force = self._force()
         if force is None or force.first - 1 > self.done:
             return False
-        if self._is_news(force):
-            return True
         last = force.last
         return self._reported < last - self.lane.run_ahead <= self.done or self._reported < last <= self.done
 
-    @staticmethod
-    def _is_news(order: InForce) -> bool:
-        """Whether it is news by itself that an order took effect; one with chunks runs its step first."""
-        return not order.told and bool(order.step.leaves or not order.step.horizon) and not order.step.chunks
+    def _is_news(self, number: int) -> bool:
+        """Whether it is news by itself that the n-th order took effect.
+
+        One with chunks runs its step first; one that another replaced at once is told of by that one's report.
+        """
+        order = self._orders[number]
+        if order.told or order.step.chunks or not (order.step.leaves or not order.step.horizon):
+            return False
+        replaced = number + 1 < len(self._orders) and self._orders[number + 1].first == order.first
+        return order.first - 1 <= self.done and not replaced
 
     def next_event(self) -> Event | None:
         """What the lane waits for."""
@@ -320,7 +326,7 @@ class LaneRunner:
             through = self.done if later is None else min(self.done, later.first - 1)
             if through >= order.first and (through > self._reported or order.finished or order.prefilled):
                 told.append(self._told(order, through))
-            elif later is None and self._is_news(order):
+            elif self._is_news(0):
                 told.append(self._told(order, order.first - 1))
             if later is None or later.first - 1 > self.done:
                 break

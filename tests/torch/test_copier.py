@@ -26,6 +26,10 @@ from benchmarks.staged_life import PAGES, SHAPE, STAGING, WAYS, Life, World, sma
 from benchmarks.staging_lives import measure
 
 
+def needs(gpus: int) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(torch.cuda.device_count() < gpus, reason=f"needs {gpus} GPU(s)")
+
+
 @pytest.fixture(autouse=True)
 def chunks_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOST_CHUNK_BYTES", "PEER_CHUNK_BYTES"):
@@ -88,10 +92,8 @@ class TwoGpusMachine(CudaMachine):
     [
         (CopierMachine, 60, 60),
         (ThreadedMachine, 12, 40),
-        pytest.param(CudaMachine, 20, 40, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
-        pytest.param(
-            TwoGpusMachine, 20, 40, marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-        ),
+        pytest.param(CudaMachine, 20, 40, marks=needs(1)),
+        pytest.param(TwoGpusMachine, 20, 40, marks=needs(2)),
     ],
 )  # fmt: skip
 def test_the_slot_protocol_with_its_bytes(machine: type[CopierMachine], examples: int, steps: int) -> None:

@@ -18,6 +18,7 @@ from alignedsched.scheduler import Scheduler
 from alignedsched_torch.devices import ModelledDevice, ModelledLink
 from alignedsched_torch.executor import TorchExecutor
 from alignedsched_torch.job import Job
+from alignedsched_torch.memory import copier
 from alignedsched_torch.models import Decoder, ModelConfig, load_weights
 from alignedsched_torch.sampling import Sampling
 from alignedsched_torch.tiny import write_tiny
@@ -38,6 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoder(folder: Path) -> Decoder:
     config = ModelConfig.from_folder(folder)
     return Decoder(config, load_weights(folder, config, torch.float64, torch.device("cpu")))
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of several chunks, so that they are given up in their middle, and split."""
+    monkeypatch.setattr(copier, "HOST_CHUNK_BYTES", 1 << 13)
 
 
 def work(count: int, seed: int) -> list[tuple[list[int], int]]:
@@ -63,8 +70,11 @@ def wanted(folder: Path) -> dict[tuple[tuple[int, ...], int], list[int]]:
 
 
 def late(executor: TorchExecutor, rng: np.random.Generator) -> None:
-    """Links change their speed, so that copies are late and overtake each other."""
+    """Links change their speed, so that copies are late and overtake each other; now and then one is down."""
     (clock,) = {device.clock for device in executor.devices.values() if isinstance(device, ModelledDevice)}
+    clock.down.clear()
+    if rng.random() < 0.3:
+        clock.down.add(str(rng.choice(sorted(clock.links))))
     for name, link in clock.links.items():
         clock.links[name] = ModelledLink(float(10 ** rng.uniform(5, 9)), link.latency_s)
 
@@ -81,8 +91,9 @@ def run(
     **options: Any,
 ) -> tuple[dict[tuple[tuple[int, ...], int], list[int]], TorchExecutor, Scheduler]:
     executor = TorchExecutor(
-        cluster, make_devices(kind, cluster, seed), {lane.id: decoder for lane in cluster.lanes}, step_seconds=1e-3
-    )
+        cluster, make_devices(kind, cluster, seed), {lane.id: decoder for lane in cluster.lanes}, step_seconds=1e-3,
+        relay_slots=seed % 3,
+    )  # fmt: skip
     scheduler = Scheduler(
         cluster, policy(name, **options), max_horizon=HORIZON, copy_retries=10_000, step_retries=10_000
     )

@@ -72,6 +72,7 @@ class Copier:
         self.relays: dict[Ends, list[Relay[_Job]]] = {
             ends: self._relays(ends, relay_slots) if relay_slots else [] for ends in cluster.link
         }
+        self._ended: list[CopyDone | CopyFailed] = []  # aborted, not told yet
         self.copied_bytes: dict[Ends, int] = dict.fromkeys(cluster.link, 0)
         self.staged_bytes = 0
 
@@ -100,6 +101,10 @@ class Copier:
             buffer = device.empty((slots, self._chunk_pages(ends), *self._shape.shape), self._shape.dtype)
             found.append(Relay[_Job](helper, buffer, self._link(fill), self._link(drain)))
         return found
+
+    def _ways(self, ends: Ends) -> tuple[Direct[_Job] | Relay[_Job], ...]:
+        """The own link comes first: a relay takes what it has no room for."""
+        return (self._direct[ends], *self.relays[ends])
 
     def _chunk_pages(self, ends: Ends) -> int:
         return max(1, (HOST_CHUNK_BYTES if HOST in ends else PEER_CHUNK_BYTES) // self._shape.bytes)
@@ -159,7 +164,7 @@ class Copier:
 
     def _push(self, ends: Ends) -> None:
         """Keep every way busy: chunks of the oldest copies, in order."""
-        ways = (self._direct[ends], *self.relays[ends])
+        ways = self._ways(ends)
         for number in self._queues[ends]:
             job = self._jobs[number]
             while job.chunks:
@@ -170,13 +175,17 @@ class Copier:
                 way.take(job, job.chunks.popleft())
 
     def abort(self, copy: int) -> None:
-        """Queue nothing more of a copy. What has all been queued arrives; else it ends as failed.
+        """Queue nothing more of a copy. What has all been queued arrives; else it ends as failed, at once if nothing of
+        it is under way.
 
         Unknown: it has ended already.
         """
         job = self._jobs.get(copy)
         if job is not None and job.chunks:
             self._give_up(job, "aborted")
+            if not job.flying:
+                self._queues[job.ends].remove(copy)
+                self._ended.append(self._end(job))
 
     def _give_up(self, job: _Job, why: str) -> None:
         """What is on its way to the target lands; nothing more is queued, and what is in slots goes no further."""
@@ -207,11 +216,11 @@ class Copier:
 
     def poll(self) -> list[CopyDone | CopyFailed]:
         """Completions since the last call, in the order of their links' queues; then keep links busy."""
-        ended: list[CopyDone | CopyFailed] = []
+        ended, self._ended = self._ended, []
         for ends, numbers in self._queues.items():
             if not numbers:
                 continue
-            for way in (self._direct[ends], *self.relays[ends]):
+            for way in self._ways(ends):
                 self._take_in(way.poll())
             for number in tuple(numbers):
                 job = self._jobs[number]
