@@ -71,6 +71,19 @@ class TorchExecutor:
             raise CallerError(f"request {job.id!r} is here already")
         self.jobs[job.id] = job
 
+    @property
+    def copied_bytes(self) -> Mapping[tuple[str, str], int]:
+        """KV copied so far, by (source, target) place."""
+        return self.copier.copied_bytes
+
+    @property
+    def staged_bytes(self) -> int:
+        """Of these, what went into staging memory."""
+        return self.copier.staged_bytes
+
+    def close(self) -> None:
+        """Nothing outlives it."""
+
     # -- the protocol
 
     def now(self) -> float:
@@ -134,6 +147,8 @@ class TorchExecutor:
         tier = self.cluster.device[device].staging_tier
         if not requests:
             self.copier.revoke_slots(device)
+        if tier not in self.pools:
+            return
         for request in requests or self.pools[tier].requests():
             self.copier.revoke(request, tier)
         self._news.append(StagedLost(device, requests))

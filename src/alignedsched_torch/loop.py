@@ -8,19 +8,39 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from attrs import define
 
+from alignedsched.cluster import Cluster
 from alignedsched.errors import AlignedSchedError, ExecutorError
-from alignedsched.events import Arrived, CallerEvent, Cancelled, Event
+from alignedsched.events import Arrived, CallerEvent, Cancelled, Event, ExecutorEvent
 from alignedsched.plan import Outcome, Plan, Release
+from alignedsched.request import RequestId
 from alignedsched.scheduler import Scheduler
 
-from .executor import TorchExecutor
 from .job import Job
 
 Observe = Callable[[float, tuple[Event, ...], Plan], None]
+
+
+class Serving(Protocol):
+    """An executor that serves: in this process, or over workers."""
+
+    cluster: Cluster
+    jobs: dict[RequestId, Job]
+
+    @property
+    def copied_bytes(self) -> Mapping[tuple[str, str], int]: ...
+    @property
+    def staged_bytes(self) -> int: ...
+    def expect(self, job: Job) -> None: ...
+    def now(self) -> float: ...
+    def submit(self, plan: Plan) -> None: ...
+    def wait(self, until: float | None) -> list[ExecutorEvent]: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
 
 
 @define(eq=False)
@@ -34,7 +54,7 @@ class Ticket:
 class Loop:
     """Scheduler and executor on a thread of their own. ``submit``, ``cancel`` and ``close`` may be called anywhere."""
 
-    def __init__(self, scheduler: Scheduler, executor: TorchExecutor, observe: Observe) -> None:
+    def __init__(self, scheduler: Scheduler, executor: Serving, observe: Observe) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._observe = observe

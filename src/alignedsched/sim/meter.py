@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..cluster import Cluster
 from ..metrics.bubbles import BubbleMeter, Idle, fractions
 from ..scheduler import Scheduler
+from ..views import LaneView
 from .segment import Span
 
 
@@ -38,26 +39,30 @@ class LaneMeters:
             self._until[lane] = until
 
     def _look(self, lane: str) -> None:
-        view = self._views[lane]
-        pooled = len(view.pool) + len(view.candidates)
-        wanted = len(view.joining)
-        if wanted:
-            self._reason[lane] = Idle.COPY
-        elif pooled or (len(view.queue) and view.role.prefills):
-            self._reason[lane] = Idle.BATCH
-        else:
-            self._reason[lane] = Idle.NO_WORK
-        self._missing[lane] = 0
-        if pooled:
-            ranks = view.ranks
-            members = sum(len(rank.batch) for rank in ranks)
-            seats = max(0, view.lane.max_members * len(ranks) - members - wanted)
-            each = max(1, sum(rank.batch.blocks for rank in ranks) // max(1, members))
-            room = sum(max(0, rank.free) for rank in ranks) // each
-            self._missing[lane] = min(pooled, seats, room)
+        self._reason[lane], self._missing[lane] = waiting(self._views[lane])
 
     def close(self, now: float) -> dict[str, float]:
         """Account for the time up to ``now`` and return the fractions over all lanes."""
         for lane in self._views:
             self._idle(lane, now)
         return fractions(self._meters.values())
+
+
+def waiting(view: LaneView) -> tuple[Idle, int]:
+    """Why a lane would be idle now, and how many pooled requests could be members besides. O(ranks)."""
+    pooled = len(view.pool) + len(view.candidates)
+    wanted = len(view.joining)
+    if wanted:
+        reason = Idle.COPY
+    elif pooled or (len(view.queue) and view.role.prefills):
+        reason = Idle.BATCH
+    else:
+        reason = Idle.NO_WORK
+    if not pooled:
+        return reason, 0
+    ranks = view.ranks
+    members = sum(len(rank.batch) for rank in ranks)
+    seats = max(0, view.lane.max_members * len(ranks) - members - wanted)
+    each = max(1, sum(rank.batch.blocks for rank in ranks) // max(1, members))
+    room = sum(max(0, rank.free) for rank in ranks) // each
+    return reason, min(pooled, seats, room)

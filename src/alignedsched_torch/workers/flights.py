@@ -50,6 +50,7 @@ class Flights:
         self._ranks = ranks
         self._flights: dict[int, _Flight] = {}
         self.copied_bytes: dict[tuple[str, str], int] = dict.fromkeys(cluster.link, 0)
+        self.staged_bytes = 0
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -113,7 +114,9 @@ class Flights:
         self._end(flight, drafts)
         done = flight.copy
         ends = self._cluster.place(done.source), self._cluster.place(done.target)
-        self.copied_bytes[ends] += self._cluster.layout.copy_bytes(done.start, done.end)
+        moved = self._cluster.layout.copy_bytes(done.start, done.end)
+        self.copied_bytes[ends] += moved
+        self.staged_bytes += moved if self._cluster.tiers[done.target].staged else 0
         return [CopyDone(copy)]
 
     def lose(self, lane: str, drafts: Mapping[str, Draft]) -> None:

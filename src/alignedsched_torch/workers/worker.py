@@ -52,6 +52,7 @@ class Worker:
         self._held = False  # what was told has not been answered: nothing is launched
         self._known: dict[str, int] = {}  # tokens of each request the driver knows
         self._active: dict[str, Job] = {}  # requests that may have made tokens since the last report
+        self._spoke: dict[str, None] = {}  # requests with tokens that somebody wants at once
         self._moved: list[int] = []
         self._last = (-1, -1)  # the last turn
 
@@ -124,6 +125,8 @@ class Worker:
             lane.pump(through)
         if asked or lane.due():
             self._report()
+        elif self._spoke:
+            self._tell(Told(self._made()))
 
     def _report(self) -> None:
         """Tell what the lane has done. What it may have launched is known now, so it waits for the answer.
@@ -141,7 +144,7 @@ class Worker:
         for copy in orders.returned:
             rank.mover.returned(copy)
         for news in orders.news:
-            learn(rank.jobs, news)
+            learn(rank.jobs, news, self._speaks)
             self._known[news.request] = max(self._known.get(news.request, 0), news.known + len(news.produced))
         for drop in orders.drops:
             rank.pools[drop.tier].keep(drop.request, drop.keep)
@@ -158,6 +161,10 @@ class Worker:
                     self._active[request] = rank.jobs[request]
             rank.lane.take(step)
 
+    def _speaks(self, request: str) -> None:
+        """A request has a new token that somebody wants at once."""
+        self._spoke[request] = None
+
     def _release(self, request: str) -> None:
         job = self._rank.jobs.pop(request, None)
         self._known.pop(request, None)
@@ -172,6 +179,7 @@ class Worker:
     def _made(self) -> tuple[Made, ...]:
         """Tokens the driver does not know. O(members) for each report."""
         made, awaited = [], self._rank.lane.awaited()
+        self._spoke.clear()
         for request, job in tuple(self._active.items()):
             if job.slot >= 0:
                 self._rank.table.collect(job.slot)
