@@ -11,6 +11,7 @@ engine returns is ordinary objects, and every method may be called from any thre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import queue
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -180,7 +181,8 @@ class Engine:
         items: asyncio.Queue[int | Completion] = asyncio.Queue()
 
         def told(item: int | Completion) -> None:
-            here.call_soon_threadsafe(items.put_nowait, item)
+            with contextlib.suppress(RuntimeError):  # the event loop has closed before the cancel got through
+                here.call_soon_threadsafe(items.put_nowait, item)
 
         answer = _Answer(self, _merged(prompt, Prompt((), max_new_tokens, sampling, stop)), told, streamed=True)
         self._loop.submit([answer.ticket])

@@ -6,7 +6,6 @@ wrong in it ends every open request with an error that names it; nobody waits fo
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -149,7 +148,7 @@ class Loop:
             return
         bad = release.outcome in (Outcome.REJECTED, Outcome.FAILED)
         error = ExecutorError(f"the request was {release.outcome.value}: {release.why}") if bad else None
-        _tell(ticket, release.outcome, error)
+        ticket.ended(release.outcome, error)
 
     def _broken(self, error: BaseException) -> None:
         """The loop has stopped."""
@@ -160,9 +159,4 @@ class Loop:
             self._tickets.clear()
             self._inbox.clear()
         for ticket in waiting:
-            _tell(ticket, Outcome.FAILED, self._error)
-
-
-def _tell(ticket: Ticket, outcome: Outcome, error: AlignedSchedError | None) -> None:
-    with contextlib.suppress(RuntimeError):  # the event loop that wanted to know is gone
-        ticket.ended(outcome, error)
+            ticket.ended(Outcome.FAILED, self._error)

@@ -51,6 +51,22 @@ def test_answers_are_those_of_the_engine_and_figures_those_of_compare(
     assert "simulated" not in said.err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux: memfd, eventfd, SEQPACKET")
+def test_two_ranks_give_the_answers_of_one_process(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p").write_text('one\n{"prompt": "two", "temperature": 1, "seed": 4}\n{bad\n')
+    options = ["--prompts", str(tmp_path / "p"), "--dtype", "float64"]
+    assert cli.main(ask(model, *options)) == 2
+    alone = capsys.readouterr().out
+    assert cli.main(ask(model, *options, "--tensor-parallel", "2", "--json", str(tmp_path / "r.json"))) == 2
+    said = capsys.readouterr()
+    assert said.out == alone
+    for words in ("3 of 3 prompts, 12 tokens", "batch bubble", "of the lower bound"):
+        assert words in said.err
+    assert json.loads((tmp_path / "r.json").read_text())["topology"] == "colocated"
+
+
 def test_a_bad_line_is_named_and_stops_no_other(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +104,15 @@ def test_a_bad_line_is_named_and_stops_no_other(
         (["generate", "--model", "M", "--prompts", "P", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["generate", "--model", "M", "--prompts", "P", "--json", "gone/x.json"], "cannot be written"),
         (["tiny", "--arch", "gpt2", "-o", "x"], "family 'gpt2'"),
+        (
+            ["generate", "--model", "M", "--prompts", "P", "--workers", "0"],
+            "lanes must be a whole number of at least 1",
+        ),
+        (["generate", "--model", "M", "--prompts", "P", "--tensor-parallel", "3"], "tensor_parallel 3"),
+        (
+            ["generate", "--model", "M", "--prompts", "P", "--workers", "1", "--topology", "colocated"],
+            "--topology is of one process",
+        ),
         (["generat"], "generat"),
     ],
 )
