@@ -80,7 +80,7 @@ class Engine:
     ) -> None:
         self.config = ModelConfig.from_folder(folder)
         name = dtype if dtype is not None else self.config.dtype
-        kind = _dtype(name)
+        kind = _dtype(name, "" if dtype is not None else f"{Path(folder) / 'config.json'}: ")
         chosen = policy_named(policy) if isinstance(policy, str) else policy
         self.text = Text(folder, self.config.vocab)
         sizes = Sizes(kv_tokens, host_tokens, page_size, max_members, max_tokens, run_ahead)
@@ -292,7 +292,7 @@ def _merged(prompt: Content | Prompt, default: Prompt) -> Prompt:
     )
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str, where: str) -> torch.dtype:
     if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
+        raise ConfigError(f"{where}dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
     return DTYPES[name]

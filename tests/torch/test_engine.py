@@ -204,6 +204,14 @@ def test_an_idle_engine_asks_nothing_of_the_processor(engine: Engine) -> None:
     assert turns <= 1
 
 
+def test_a_dtype_that_only_the_checkpoint_names_is_refused_with_its_file(tmp_path: Path) -> None:
+    write_tiny(tmp_path, layers=1, hidden=32)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"float32"', '"int8"'))
+    with pytest.raises(ConfigError, match=r"config\.json: dtype 'int8' is not supported"):
+        Engine(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -229,7 +237,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="workers need L
 @pytest.fixture(scope="session")
 def crew(folder: Path) -> Iterator[Engine]:
     """A worker that prefills and one that decodes, for all of these tests."""
-    options = {"policy": "density_first", "kv_tokens": 2048, "host_tokens": 4096}
+    options: dict[str, Any] = {"policy": "density_first", "kv_tokens": 2048, "host_tokens": 4096}
     with Engine(folder, dtype="float64", workers=Workers(1, prefill=1), **options) as engine:
         yield engine
 

@@ -73,17 +73,19 @@ def test_a_bad_line_is_named_and_stops_no_other(
     lines = [
         b"good", b"{bad", b'{"prompt": 3}', b'{"tokens": [1, 999]}', b'{"prompt": "a", "tokens": [1]}', b"\xff\xfe",
         b'{"prompt": "a", "top_p": 7}', b'{"prompt": "a", "max_new_tokens": 0}', b'{"prompt": "a", "best_of": 2}',
-        b'{"tokens": "abc"}', b'{"prompt": "a", "seed": "x"}', b"x" * 9000, b"good too",
+        b'{"tokens": "abc"}', b'{"prompt": "a", "seed": "x"}', b"x" * 9000, b'{"prompt": "\\ud800"}',
+        b'{"tokens": [1e400]}', b'{"prompt": "a", "temperature": NaN}', b'{"tokens": []}', b"good too",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(lines))))
     assert cli.main(ask(model, "--prompts", "-")) == 2
     said = capsys.readouterr()
     answers = {line.partition("]")[0]: line for line in said.out.splitlines() if line.startswith("[")}
     assert len(answers) == len(lines)
-    assert all(("(error: " in line) == (number not in ("[1", "[13")) for number, line in answers.items())
+    assert all(("(error: " in line) == (number not in ("[1", f"[{len(lines)}")) for number, line in answers.items())
     wanted = [
         "no JSON object", "prompt must be text", "token 1 of the prompt is 999", "either prompt", "not UTF-8", "top_p",
         "max_new_tokens", "unknown field 'best_of'", "tokens must be a list", "seed must be a number", "9000 tokens",
+        "half a surrogate", "must be a whole number, got inf", "temperature must be a finite", "the prompt is empty",
     ]  # fmt: skip
     for number, words in enumerate(wanted, 2):
         assert any(f"line {number}: " in line and words in line for line in said.err.splitlines()), words

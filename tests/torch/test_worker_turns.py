@@ -7,19 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from attrs import evolve
 
-from alignedsched.cluster import HOST, Cluster, Device, KVLayout, Lane, Role
+from alignedsched.cluster import HOST, Cluster, Device, KVLayout, Lane, Link, Role
 from alignedsched.errors import ExecutorError
-from alignedsched.events import StepsDone, StepsFailed
-from alignedsched.plan import Chunk, Drop, Join, Step
+from alignedsched.events import CopyFailed, StepsDone, StepsFailed
+from alignedsched.plan import Chunk, Copy, Drop, Join, Step
 from alignedsched.request import Request
 from alignedsched.story.codec import decode, encode
+from alignedsched_torch.devices import CpuDevice
 from alignedsched_torch.job import Job
+from alignedsched_torch.memory import KVPool, PageShape
 from alignedsched_torch.tiny import write_tiny
 from alignedsched_torch.workers.build import build
+from alignedsched_torch.workers.flights import Draft, Flights
 from alignedsched_torch.workers.memory import Region, Ring
-from alignedsched_torch.workers.messages import Lend, Move, News, Orders, Told, all_of, learn
+from alignedsched_torch.workers.messages import Lend, Move, Moved, News, Orders, Told, all_of, learn
 from alignedsched_torch.workers.spec import WorkerSpec
 from alignedsched_torch.workers.wire import Bell, ClosedError, Wire
 from alignedsched_torch.workers.worker import GroupBrokenError, Worker
@@ -121,7 +125,7 @@ def test_kv_goes_out_and_comes_back_as_it_was_and_lent_pages_stay(line: Line) ->
     out, back = Move(4, "r", "d0", HOST, 0, 5, ((6, 2),)), Move(5, "r", HOST, "d0", 0, 5, ((6, 2),))
     line.turn(Orders(returned=(3,), moves=(out,)))
     pool.data.zero_()
-    assert line.rank.mover.ended() == [4]
+    assert line.rank.mover.ended() == [Moved(4)]
     line.turn(Orders(lends=(Lend(6, "r", "d0", 0, 5),)))
     line.turn(Orders(drops=(Drop("r", "d0"),)))
     assert pool.free == 6, "lent pages are nobody else's, dropped or not"
@@ -131,8 +135,33 @@ def test_kv_goes_out_and_comes_back_as_it_was_and_lent_pages_stay(line: Line) ->
     assert (pool.data[pool.pages("r")] == before).all()
     line.turn(Orders(releases=("r",)))
     assert pool.free == 6, "nor are those a copy fills"
-    assert line.rank.mover.ended() == [5]
+    assert line.rank.mover.ended() == [Moved(5)]
     assert pool.free == 8
+
+
+def test_a_copy_that_fails_is_told_and_takes_no_page(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such link")
+
+    pool = line.rank.pools["d0"]
+    with monkeypatch.context() as broken:
+        broken.setattr(type(line.rank.mover._stream), "copy", fails)
+        line.turn(Orders(moves=(Move(4, "r", HOST, "d0", 0, 9, ((6, 2, 1),)),)))
+        assert line.worker._ended_moves() == [Moved(4, "host->d0: no such link")]
+        assert pool.free == 8
+        line.worker._alone = False
+        line.turn(Orders(moves=(Move(5, "r", HOST, "d0", 0, 9, ((6, 2, 1),)),)))
+        with pytest.raises(GroupBrokenError, match="no such link"):
+            line.worker._ended_moves()
+    cluster = Cluster((Device("d0", Role.BOTH, 8),), (Lane("l0", ("d0",)),), 8, (Link("d0", HOST, 1e9),), KVLayout(4))
+    host = KVPool(HOST, CpuDevice(), PageShape(1, 1, 2, 4, torch.float32), 8)
+    flights, drafts = Flights(cluster, {"d0": "l0"}, host, 1), {"l0": Draft()}
+    host.hold("r", 4)
+    flights.start(Copy(6, "r", "d0", HOST, 4, 9), drafts)
+    assert host.free == 5
+    assert flights.moved(Moved(6, "no such link"), 0, drafts) == [CopyFailed(6, "no such link")]
+    assert host.free == 7, "what it had before is there"
+    assert not len(flights)
 
 
 def test_news_with_a_gap_is_refused() -> None:

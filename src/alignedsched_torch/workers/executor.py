@@ -301,8 +301,8 @@ class WorkersExecutor:
                     heard(token)
         for copy, pages in told.lent:
             events += self._flights.lent(copy, rank, pages, drafts)
-        for copy in told.moved:
-            events += self._flights.moved(copy, rank, drafts)
+        for moved in told.moved:
+            events += self._flights.moved(moved, rank, drafts)
         for event in told.events:
             state.through = max(state.through, event.through)
             for request, _ in event.finished:

@@ -54,6 +54,14 @@ class Move:
 
 
 @frozen
+class Moved:
+    """A rank's share of a copy has ended: it has arrived, or ``error`` says why not."""
+
+    copy: int
+    error: str = ""
+
+
+@frozen
 class Lend:
     """Tell which pages hold these tokens, and leave them alone until they are given back."""
 
@@ -97,7 +105,7 @@ class Told:
 
     made: tuple[Made, ...] = ()
     events: tuple[StepsDone | StepsFailed, ...] = ()
-    moved: tuple[int, ...] = ()  # copies
+    moved: tuple[Moved, ...] = ()
     lent: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (copy, pages)
     held: bool = False  # the lane launches nothing before ``go``
     broken: str = ""  # why this worker ends
@@ -106,7 +114,7 @@ class Told:
         return any((self.made, self.events, self.moved, self.lent, self.held, self.broken))
 
 
-register(News, Move, Lend, Orders, Made, Told)
+register(News, Move, Moved, Lend, Orders, Made, Told)
 
 
 def all_of(job: Job) -> News:

@@ -23,7 +23,7 @@ from ..job import Job
 from .build import Rank, build
 from .launch import FD_VARIABLE, PATH_VARIABLE
 from .memory import Region, Ring
-from .messages import Made, Orders, Told, learn
+from .messages import Made, Moved, Orders, Told, learn
 from .spec import WorkerSpec
 from .wire import Bell, ClosedError, Turns, Wire
 
@@ -53,7 +53,7 @@ class Worker:
         self._known: dict[str, int] = {}  # tokens of each request the driver knows
         self._active: dict[str, Job] = {}  # requests that may have made tokens since the last report
         self._spoke: dict[str, None] = {}  # requests with tokens that somebody wants at once
-        self._moved: list[int] = []
+        self._moved: list[Moved] = []
         self._last = (-1, -1)  # the last turn
 
     def run(self) -> None:
@@ -63,13 +63,20 @@ class Worker:
             turn = self._decide() if self._leads else self._follow()
             if turn is not None:
                 self.turn(*turn)
-            self._moved += self._rank.mover.ended()
+            self._moved += self._ended_moves()
             if self._moved:
                 self._tell(Told())
             idle = turn is None and not self._under_way()
             self._ring(idle)
             if turn is None and not busy:
                 self._wait()
+
+    def _ended_moves(self) -> list[Moved]:
+        ended = self._rank.mover.ended()
+        failed = next((moved for moved in ended if moved.error), None)
+        if failed is not None and not self._alone:
+            raise GroupBrokenError(f"a copy failed on one rank of several: {failed.error}")
+        return ended
 
     # -- hearing
 
