@@ -189,3 +189,14 @@ def test_a_gpu_under_two_names_orders_its_copies_by_events_alone() -> None:
     side.copy([Piece(target, source)])
     side.record().wait()
     assert bool((target == 2.0).all())
+
+
+@needs_cuda
+def test_host_memory_is_pinned_as_large_as_asked_and_can_be_pinned_again() -> None:
+    device = CudaDevice("d")
+    for _ in range(50):  # the allocator gives the same place again
+        tensor = device.pinned((3, 1 << 20), torch.bfloat16)
+        assert tensor.is_pinned()
+        assert tensor.shape == (3, 1 << 20)
+        del tensor
+    assert device.pinned((0, 4), torch.float32).numel() == 0

@@ -210,3 +210,16 @@ def test_a_request_whose_numbers_are_not_finite_fails_alone(run_ahead: int, fold
     assert len(jobs) > 3
     for job in jobs:
         assert job.id == "bad" or job.produced == wanted[tuple(job.prompt.tolist()), job.limit]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("apart", [False, True], ids=["one device", "two logical devices"])
+def test_a_gpu_makes_the_tokens_of_transformers(apart: bool, folder: Path, wanted: object) -> None:
+    config = ModelConfig.from_folder(folder)
+    there = Decoder(config, load_weights(folder, config, torch.float64, torch.device("cuda", 0)))
+    cluster = split(there, 80, 4, 1, 400) if apart else colocated(there, 64, 4, 1, host=400)
+    options: dict[str, Any] = {"k_min": 2, "batch_share": 0.3} if apart else {"swap": True}
+    name = "density_first" if apart else "fcfs"
+    made, executor, _ = run(cluster, name, there, "cuda", seed=2, revoke=0.1 if apart else 0.0, **options)
+    assert made == wanted
+    assert sum(executor.copier.copied_bytes.values())

@@ -133,7 +133,7 @@ class Worker:
         if asked or lane.due():
             self._report()
         elif self._spoke:
-            self._tell(Told(self._made()))
+            self._tell(Told(self._said_at_once()))
 
     def _report(self) -> None:
         """Tell what the lane has done. What it may have launched is known now, so it waits for the answer.
@@ -188,15 +188,26 @@ class Worker:
         made, awaited = [], self._rank.lane.awaited()
         self._spoke.clear()
         for request, job in tuple(self._active.items()):
-            if job.slot >= 0:
-                self._rank.table.collect(job.slot)
-            elif request not in awaited:
+            made += self._news_of(request, job)
+            if job.slot < 0 and request not in awaited:
                 del self._active[request]
-            known = self._known.get(request, 0)
-            if len(job.produced) > known:
-                made.append(Made(request, known, tuple(job.produced[known:])))
-                self._known[request] = len(job.produced)
         return tuple(made)
+
+    def _said_at_once(self) -> tuple[Made, ...]:
+        """The same of requests whose tokens somebody wants at once. O(those)."""
+        spoke, self._spoke = self._spoke, {}
+        return tuple(made for request in spoke for made in self._news_of(request, self._rank.jobs.get(request)))
+
+    def _news_of(self, request: str, job: Job | None) -> list[Made]:
+        if job is None:
+            return []
+        if job.slot >= 0:
+            self._rank.table.collect(job.slot)
+        known = self._known.get(request, 0)
+        if len(job.produced) == known:
+            return []
+        self._known[request] = len(job.produced)
+        return [Made(request, known, tuple(job.produced[known:]))]
 
     def _tell(self, told: Told) -> None:
         """Write a report; the other ranks of a group write only what is their own."""
