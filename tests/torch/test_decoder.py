@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from alignedsched.errors import ConfigError
 from alignedsched_torch.devices import CpuDevice
 from alignedsched_torch.memory import KVPool, PageShape
-from alignedsched_torch.models import Decoder, ModelConfig, Shard, load_weights
+from alignedsched_torch.models import Decoder, ModelConfig, Shard, load_weights, weights
 from alignedsched_torch.models.attention import ChunkRows, DecodeGroup, PagedAttention, StepRows
 from alignedsched_torch.tiny import write_tiny
 
@@ -152,6 +153,29 @@ def test_what_is_not_supported_or_does_not_fit_is_refused_by_name(
     with pytest.raises(ConfigError, match=message) as caught:
         load_weights(tmp_path, ModelConfig.from_folder(tmp_path), torch.float32, torch.device("cpu"))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_loading_holds_one_tensor_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_tiny(tmp_path, "llama", layers=3, hidden=64)
+    alive, most, largest = 0, 0, 0
+
+    def gone(size: int) -> None:
+        nonlocal alive
+        alive -= size
+
+    read = weights._Reader.__call__
+
+    def counted(self: weights._Reader, cut: tuple[slice, ...]) -> torch.Tensor:
+        nonlocal alive, most, largest
+        tensor = read(self, cut)
+        weakref.finalize(tensor, gone, tensor.nbytes)
+        alive, largest = alive + tensor.nbytes, max(largest, tensor.nbytes)
+        most = max(most, alive)
+        return tensor
+
+    monkeypatch.setattr(weights._Reader, "__call__", counted)
+    load_weights(tmp_path, config, torch.float32, torch.device("cpu"))
+    assert most == largest > 0
 
 
 def test_weights_of_another_kind_and_in_two_files_are_refused_by_name(tmp_path: Path) -> None:
