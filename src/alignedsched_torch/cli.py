@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,10 +139,12 @@ def _generate(given: argparse.Namespace) -> int:
         lines = _lines(given.prompts, sampling)
         from .engine import Engine
 
-        with Engine(
+        workers = _workers(given)
+        launcher = workers.launcher if workers is not None else None
+        with nullcontext() if launcher is None else closing(launcher), Engine(
             given.model, policy=given.policy, device=given.device, dtype=given.dtype,
             topology=given.topology or "colocated", kv_tokens=given.kv_tokens, host_tokens=given.host_tokens,
-            page_size=given.page_size, workers=_workers(given),
+            page_size=given.page_size, workers=workers,
         ) as engine:  # fmt: skip
             ended = _answer(engine, lines, sampling, given)
             result = _result(given, engine, lines, ended)
