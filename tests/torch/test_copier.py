@@ -91,7 +91,7 @@ class TwoGpusMachine(CudaMachine):
     ("machine", "examples", "steps"),
     [
         (CopierMachine, 60, 60),
-        (ThreadedMachine, 12, 40),
+        (ThreadedMachine, 30, 40),
         pytest.param(CudaMachine, 20, 40, marks=needs(1)),
         pytest.param(TwoGpusMachine, 20, 40, marks=needs(2)),
     ],

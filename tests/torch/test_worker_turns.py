@@ -102,6 +102,22 @@ def test_a_lane_that_has_told_is_not_asked_again(line: Line) -> None:
     assert [(made.known, len(made.tokens)) for made in told.made] == [(1, 1)]
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_tokens_that_somebody_waits_for_are_told_after_each_step(line: Line, heard: bool) -> None:
+    """An order of four steps gives nothing to report before its last; a stream hears of each token all the same."""
+    job = Job(JOB.request, JOB.prompt, 6, heard=(lambda token: None) if heard else None)
+    line.turn(Orders(news=(all_of(job),), steps=(PREFILL,)))
+    line.turn(Orders(), through=7)
+    assert line.turn(Orders(steps=(Step("l0", 1, 4, joins=(Join("r", 6),)),), go=True), through=7) == []
+    for step in (8, 9, 10):
+        told = line.turn(Orders(), through=step)
+        assert [(made.known, len(made.tokens)) for one in told for made in one.made] == [(step - 7, 1)] * heard
+        assert not any(one.held or one.events for one in told)
+    (last,) = line.turn(Orders(), through=11)
+    assert last.held
+    assert [(made.known, len(made.tokens)) for made in last.made] == [(4, 1) if heard else (1, 4)]
+
+
 def test_a_step_that_fails_is_told_by_one_rank_and_breaks_a_group(line: Line, tmp_path: Path) -> None:
     wide = evolve(PREFILL, chunks=(Chunk("big", 0, 40, last=True),))
     news = (News("big", 0, (), tuple(range(40)), 6),)
