@@ -111,6 +111,7 @@ def test_a_bad_line_is_named_and_stops_no_other(
             "lanes must be a whole number of at least 1",
         ),
         (["generate", "--model", "M", "--prompts", "P", "--tensor-parallel", "3"], "tensor_parallel 3"),
+        (["generate", "--model", "M", "--prompts", "P", "--listen", "P"], "to wait at: Address already in use"),
         (
             ["generate", "--model", "M", "--prompts", "P", "--workers", "1", "--topology", "colocated"],
             "--topology is of one process",
