@@ -4,8 +4,10 @@
 
 A batch of 64 requests lies in host memory and shall decode on ``d0`` next. *Direct*: all of it comes over the PCIe 5
 link of ``d0`` when the switch begins. *Staged*: it was brought to the helper ``p0`` over that device's own PCIe 5 link
-before, and comes over NVLink 4 at the switch; how long the staging took beforehand is told too. Split and overlap with
-the last steps of the batch before are left out: the stall is from the first copy of the switch to the last completion.
+before, and comes over NVLink 4 at the switch; how long the staging took beforehand is told too. *Split*: nothing was
+staged, and when the switch begins each chunk comes over the link of ``d0`` or through one of four slots on ``p0``.
+Overlap with the last steps of the batch before is left out: the stall is from the first copy of the switch to the last
+completion.
 
 What is modelled: time and bytes. The plans go through the real executor, copier and staging ring on modelled devices,
 whose links have the rates and latencies of ``alignedsched.hardware``. A page of the model has 1/256 of its bytes, and
@@ -34,7 +36,7 @@ from alignedsched_torch.models import Decoder, ModelConfig, load_weights
 from alignedsched_torch.tiny import write_tiny
 
 BATCH, REQUESTS, PAGE, SCALE = 4 << 30, 64, 16, 256
-STAGING = "p0+staging"
+STAGING, SLOTS = "p0+staging", 4
 PCIE, NVLINK = "pcie5", "nvlink4"
 
 
@@ -49,7 +51,7 @@ def decoder() -> Decoder:
 class Switch:
     """An executor on modelled devices, with a batch in host memory."""
 
-    def __init__(self, model: Decoder, batch: int, requests: int) -> None:
+    def __init__(self, model: Decoder, batch: int, requests: int, slots: int = 0) -> None:
         config = model.config
         token = config.layers * 2 * config.kv_heads * config.head_dim * 4
         self.tokens = batch // SCALE // token // requests
@@ -66,7 +68,7 @@ class Switch:
         )
         self.clock = Clock({f"{k.source}->{k.target}": ModelledLink(k.bytes_per_s, k.latency_s) for k in cluster.links})
         devices = {name: ModelledDevice(name, self.clock) for name in ("p0", "d0")}
-        self.executor = TorchExecutor(cluster, devices, {"lp": model, "ld": model})
+        self.executor = TorchExecutor(cluster, devices, {"lp": model, "ld": model}, relay_slots=slots)
         self.copies = 0
         for number, name in enumerate(self.names):
             pool = self.executor.pools[HOST]
@@ -96,12 +98,13 @@ class Switch:
 
 
 def measure(batch: int = BATCH, requests: int = REQUESTS) -> dict[str, Any]:
-    """Both ways, each on a fresh executor."""
+    """Every route, each on a fresh executor."""
     model = decoder()
     chunks = copier.HOST_CHUNK_BYTES, copier.PEER_CHUNK_BYTES
     copier.HOST_CHUNK_BYTES, copier.PEER_CHUNK_BYTES = chunks[0] // SCALE, chunks[1] // SCALE
     try:
         direct = Switch(model, batch, requests).move(HOST, "d0")
+        split = Switch(model, batch, requests, SLOTS).move(HOST, "d0")
         staged = Switch(model, batch, requests)
         ahead, stall = staged.move(HOST, STAGING), staged.move(STAGING, "d0")
     finally:
@@ -114,7 +117,8 @@ def measure(batch: int = BATCH, requests: int = REQUESTS) -> dict[str, Any]:
         "requests": requests,
         "tokens_each": staged.tokens,
         "links": {n: {"bytes_per_s": s.bytes_per_s, "latency_s": s.latency_s} for n, s in links.items()},
-        "stall_ms": {"direct": round(1e3 * direct, 2), "staged": round(1e3 * stall, 2)},
+        "stall_ms": {"direct": round(1e3 * direct, 2), "split": round(1e3 * split, 2), "staged": round(1e3 * stall, 2)},
+        "split_slots": SLOTS,
         "staging_ahead_ms": round(1e3 * ahead, 2),
         "bytes_really_moved_each": batch // SCALE,
     }
@@ -128,8 +132,8 @@ def main() -> None:
     result = measure()
     print(f"switch of {BATCH >> 30} GiB, {REQUESTS} requests (modelled)")
     print(f"{'route':<10}{'stall ms':>10}{'ahead ms':>10}")
-    print(f"{'direct':<10}{result['stall_ms']['direct']:>10.2f}{0:>10.2f}")
-    print(f"{'staged':<10}{result['stall_ms']['staged']:>10.2f}{result['staging_ahead_ms']:>10.2f}")
+    for route, stall in result["stall_ms"].items():
+        print(f"{route:<10}{stall:>10.2f}{result['staging_ahead_ms'] if route == 'staged' else 0:>10.2f}")
     if given.json is not None:
         given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
 
 from alignedsched.cli.arguments import Parser, UsageError
 from alignedsched.cli.files import JsonFile
@@ -20,6 +22,7 @@ from alignedsched.report.terminal import print_report
 from alignedsched.report.text import encodable, printable
 
 if TYPE_CHECKING:
+    from .clusters import Workers
     from .engine import Engine
     from .prompt_file import Line
     from .prompts import Completion, Prompt
@@ -88,10 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     on.add_argument("--policy", metavar="P", default="fcfs", help="the scheduling policy (default: fcfs)")
     on.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     on.add_argument("--dtype", metavar="T", help="float64, float32, bfloat16 or float16 (default: the model's own)")
-    on.add_argument("--topology", metavar="T", default="colocated", help="colocated or disaggregated")
+    on.add_argument("--topology", metavar="T", help="of this process: colocated (default) or disaggregated")
     on.add_argument("--kv-tokens", metavar="N", type=int, help="KV memory of the device (default: what is there)")
     on.add_argument("--host-tokens", metavar="N", type=int, default=0, help="KV memory of the host (default: 0)")
     on.add_argument("--page-size", metavar="N", type=int, default=16, help="tokens a KV page (default: 16)")
+    many = generate.add_argument_group("in several processes (any of these)")
+    many.add_argument("--workers", metavar="N", type=int, help="worker processes that decode (default: 1)")
+    many.add_argument("--prefill-workers", metavar="N", type=int, help="others that prefill for them (default: 0)")
+    many.add_argument("--tensor-parallel", metavar="N", type=int, help="processes each worker is made of (default: 1)")
+    many.add_argument("--listen", metavar="PATH", help="wait at this socket for workers that torchrun starts")
     generate.add_argument("--json", metavar="FILE", type=Path, help="also write answers and figures as JSON")
     tiny = commands.add_parser("tiny", help="make a tiny random model folder, for demos and tests")
     tiny.add_argument("--arch", metavar="A", default="llama", help=f"one of {', '.join(FAMILIES)} (default: llama)")
@@ -131,9 +139,12 @@ def _generate(given: argparse.Namespace) -> int:
         lines = _lines(given.prompts, sampling)
         from .engine import Engine
 
-        with Engine(
-            given.model, policy=given.policy, device=given.device, dtype=given.dtype, topology=given.topology,
-            kv_tokens=given.kv_tokens, host_tokens=given.host_tokens, page_size=given.page_size,
+        workers = _workers(given)
+        launcher = workers.launcher if workers is not None else None
+        with nullcontext() if launcher is None else closing(launcher), Engine(
+            given.model, policy=given.policy, device=given.device, dtype=given.dtype,
+            topology=given.topology or "colocated", kv_tokens=given.kv_tokens, host_tokens=given.host_tokens,
+            page_size=given.page_size, workers=workers,
         ) as engine:  # fmt: skip
             ended = _answer(engine, lines, sampling, given)
             result = _result(given, engine, lines, ended)
@@ -141,6 +152,21 @@ def _generate(given: argparse.Namespace) -> int:
     if result["workload"]["requests"]:
         print_report(result, sys.stderr)
     return _code([completion.error for completion in ended])
+
+
+def _workers(given: argparse.Namespace) -> Workers | None:
+    """The worker processes that were asked for, or None."""
+    asked = {"lanes": given.workers, "prefill": given.prefill_workers, "tensor_parallel": given.tensor_parallel}
+    said = {name: count for name, count in asked.items() if count is not None}
+    if not said and given.listen is None:
+        return None
+    if given.topology is not None:
+        raise UsageError("--topology is of one process; with workers say --prefill-workers")
+    from .clusters import Workers
+    from .workers.launch import Listen
+
+    workers = Workers(**said)
+    return workers if given.listen is None else evolve(workers, launcher=Listen(given.listen))
 
 
 def _answer(engine: Engine, lines: list[Line], sampling: Sampling, given: argparse.Namespace) -> list[Completion]:
@@ -189,7 +215,7 @@ def _result(given: argparse.Namespace, engine: Engine, lines: list[Line], ended:
         },
         "hardware": given.device,
         "model": Path(given.model).name or given.model,
-        "topology": given.topology,
+        "topology": "disaggregated" if given.prefill_workers else given.topology or "colocated",
         "offline": True,
         "seed": given.seed,
         "runs": [figures],

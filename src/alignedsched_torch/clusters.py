@@ -1,7 +1,8 @@
-"""The cluster one process serves with: its devices, how much KV each holds, and the links between them.
+"""The cluster an engine serves with: its devices, how much KV each holds, and the links between them.
 
-``colocated``: one device prefills and decodes. ``disaggregated``: one prefills and, where there is host memory, stages
-for the other, which decodes; both may be the same GPU (or CPU) under two names, with memory and streams of their own.
+In one process, ``colocated``: one device prefills and decodes. ``disaggregated``: one prefills and, where there is host
+memory, stages for the other, which decodes; both may be the same GPU (or CPU) under two names, with memory and streams
+of their own. In several processes (``Workers``) each lane has a device of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from alignedsched.errors import ConfigError
 from .devices import CpuDevice, CudaDevice, Device
 from .memory import PageShape
 from .models import ModelConfig
+from .workers import Limits
+from .workers.launch import Launcher
 
 TOPOLOGIES = ("colocated", "disaggregated")
 CPU_KV_BYTES = 1 << 30  # where nothing else is said
@@ -39,6 +42,27 @@ class Sizes:
     run_ahead: int | None = None
 
 
+@frozen
+class Workers:
+    """Lanes in processes of their own; see ``workers``.
+
+    ``lanes`` decode, and prefill too where there are no ``prefill`` lanes. Each lane is ``tensor_parallel`` processes.
+    ``launcher``: where they come from (default: started here). Raises ConfigError for counts that are none.
+    """
+
+    lanes: int = 1
+    prefill: int = 0
+    tensor_parallel: int = 1
+    launcher: Launcher | None = None
+    limits: Limits | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for name, least in (("lanes", 1), ("prefill", 0), ("tensor_parallel", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ConfigError(f"workers: {name} must be a whole number of at least {least}, got {value!r}")
+
+
 def open_devices(name: str, topology: str) -> dict[str, Device]:
     """Devices by id. Raises ConfigError for a device or topology that is not there."""
     if topology not in TOPOLOGIES:
@@ -57,39 +81,83 @@ def open_devices(name: str, topology: str) -> dict[str, Device]:
 
 
 def plan_cluster(config: ModelConfig, dtype: torch.dtype, devices: Mapping[str, Device], sizes: Sizes) -> Cluster:
-    """The cluster over these devices. Raises ConfigError for sizes that are none, or hold no request."""
+    """The cluster over devices of this process. Raises ConfigError for sizes that are none, or hold no request."""
+    shape = _page_shape(config, dtype, sizes)
+    gpu = devices["d0"].torch_device.type == "cuda"
+    blocks = shape.pages(_free_tokens(shape, config, devices["d0"], sizes))
+    if "p0" not in devices:
+        memories: tuple[Memory, ...] = (Memory("d0", Role.BOTH, blocks),)
+    else:
+        prefill = max(1, int(blocks * PREFILL_SHARE))
+        memories = (_prefilling("p0", prefill, sizes), Memory("d0", Role.DECODE, blocks - prefill))
+    return _cluster(config, shape, memories, sizes, run_ahead=int(gpu))  # the CPU has nothing to overlap with
+
+
+def plan_workers(config: ModelConfig, dtype: torch.dtype, workers: Workers, device: str, sizes: Sizes) -> Cluster:
+    """The cluster over worker processes on ``device``s (cpu or cuda); ``kv_tokens`` and ``host_tokens`` of each lane
+    and of all.
+
+    Raises ConfigError as ``plan_cluster``, and for what GPUs in several processes do not do.
+    """
+    shape = _page_shape(config, dtype, sizes)
+    cuda = device == "cuda"
+    if cuda and sizes.kv_tokens is None:
+        raise ConfigError(
+            "kv_tokens must be given for workers on GPUs: here nobody knows what their weights will leave"
+        )
+    if cuda and workers.prefill:
+        raise ConfigError(
+            "workers that only prefill are not supported on GPUs yet: KV goes between GPUs of different processes over "
+            "the host only, which most policies do not plan for"
+        )
+    blocks = shape.pages(_free_tokens(shape, config, None, sizes))
+    role = Role.DECODE if workers.prefill else Role.BOTH
+    memories = (
+        *(_prefilling(f"p{number}", blocks, sizes) for number in range(workers.prefill)),
+        *(Memory(f"d{number}", role, blocks) for number in range(workers.lanes)),
+    )
+    return _cluster(config, shape, memories, sizes, run_ahead=1, peers=not cuda)
+
+
+def _page_shape(config: ModelConfig, dtype: torch.dtype, sizes: Sizes) -> PageShape:
     if sizes.page_size < 1 or sizes.host_tokens < 0 or (sizes.kv_tokens is not None and sizes.kv_tokens < 1):
         raise ConfigError(
             f"page_size and kv_tokens must be at least 1 and host_tokens at least 0, got "
             f"{sizes.page_size}, {sizes.kv_tokens} and {sizes.host_tokens}"
         )
-    shape = PageShape(config.layers, config.kv_heads, config.head_dim, sizes.page_size, dtype)
-    gpu = devices["d0"].torch_device.type == "cuda"
-    tokens = _free_tokens(shape, config, devices["d0"], sizes) if sizes.kv_tokens is None else sizes.kv_tokens
-    blocks = shape.pages(tokens)
-    run_ahead = int(gpu) if sizes.run_ahead is None else sizes.run_ahead  # the CPU has nothing to overlap with
-    if "p0" not in devices:
-        memories: tuple[Memory, ...] = (Memory("d0", Role.BOTH, blocks),)
-    else:
-        prefill = max(1, int(blocks * PREFILL_SHARE))
-        staging = prefill // 2 if sizes.host_tokens else 0
-        memories = (
-            Memory("p0", Role.PREFILL, prefill - staging, staging),
-            Memory("d0", Role.DECODE, blocks - prefill),
-        )
+    return PageShape(config.layers, config.kv_heads, config.head_dim, sizes.page_size, dtype)
+
+
+def _prefilling(name: str, blocks: int, sizes: Sizes) -> Memory:
+    """A device that prefills, and stages where there is host memory."""
+    staging = blocks // 2 if sizes.host_tokens else 0
+    return Memory(name, Role.PREFILL, blocks - staging, staging)
+
+
+def _cluster(
+    config: ModelConfig,
+    shape: PageShape,
+    memories: tuple[Memory, ...],
+    sizes: Sizes,
+    run_ahead: int,
+    peers: bool = True,
+) -> Cluster:
+    ahead = run_ahead if sizes.run_ahead is None else sizes.run_ahead
     lanes = tuple(
-        Lane(f"lane-{m.id}", (m.id,), run_ahead, sizes.max_members, max(sizes.max_tokens, sizes.max_members))
+        Lane(f"lane-{m.id}", (m.id,), ahead, sizes.max_members, max(sizes.max_tokens, sizes.max_members))
         for m in memories
     )
     return Cluster(
-        memories, lanes, shape.pages(sizes.host_tokens), _links(memories, bool(sizes.host_tokens)),
+        memories, lanes, shape.pages(sizes.host_tokens), _links(memories, bool(sizes.host_tokens), peers),
         KVLayout(sizes.page_size, shape.bytes // sizes.page_size), config.max_positions,
     )  # fmt: skip
 
 
-def _free_tokens(shape: PageShape, config: ModelConfig, device: Device, sizes: Sizes) -> int:
-    """As much as fits: all members at the model's longest at most."""
-    if device.torch_device.type == "cuda":
+def _free_tokens(shape: PageShape, config: ModelConfig, device: Device | None, sizes: Sizes) -> int:
+    """What was asked for, else as much as fits: all members at the model's longest at most."""
+    if sizes.kv_tokens is not None:
+        return sizes.kv_tokens
+    if device is not None and device.torch_device.type == "cuda":
         free = int(torch.cuda.mem_get_info(device.torch_device)[0] * GPU_KV_SHARE)
     else:
         free = CPU_KV_BYTES
@@ -97,9 +165,9 @@ def _free_tokens(shape: PageShape, config: ModelConfig, device: Device, sizes: S
     return max(shape.page_size, min(fitting, sizes.max_members * config.max_positions))
 
 
-def _links(memories: tuple[Memory, ...], host: bool) -> tuple[Link, ...]:
+def _links(memories: tuple[Memory, ...], host: bool, peers: bool) -> tuple[Link, ...]:
     names = [memory.id for memory in memories]
-    ends = [(a, b, PEER_BYTES_PER_S) for a in names for b in names if a != b]
+    ends = [(a, b, PEER_BYTES_PER_S) for a in names for b in names if a != b and peers]
     if host:
         ends += [(a, b, HOST_BYTES_PER_S) for name in names for a, b in ((name, HOST), (HOST, name))]
     return tuple(Link(*end) for end in ends)

@@ -11,9 +11,11 @@ engine returns is ordinary objects, and every method may be called from any thre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import queue
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,36 +25,38 @@ from attrs import evolve
 
 from alignedsched.errors import AlignedSchedError, CallerError, ConfigError
 from alignedsched.load import Costs
-from alignedsched.metrics import LatencyCollector
 from alignedsched.plan import Outcome
 from alignedsched.policies.protocols import Policy
 from alignedsched.registry import policy as policy_named
 from alignedsched.request import Request
 from alignedsched.scheduler import Scheduler
 
-from .clusters import Sizes, open_devices, plan_cluster
+from .clusters import Sizes, Workers, open_devices, plan_cluster, plan_workers
+from .devices import Device
 from .executor import TorchExecutor
 from .figures import Figures
 from .job import Job
-from .loop import Loop, Ticket
+from .loop import Loop, Serving, Ticket
 from .models import Decoder, ModelConfig, load_weights
 from .prompts import Completion, Content, Prompt, Token
 from .sampling import Sampling
 from .text import Text
+from .workers import WorkersExecutor
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GREEDY = Sampling()
 
 
 class Engine:
-    """Serves one model in this process.
+    """Serves one model, in this process or over ``workers``.
 
-    ``device``: cpu, cuda or cuda:N. ``dtype``: a name of ``DTYPES`` (None: the checkpoint's own). ``topology``:
-    colocated or disaggregated (see ``clusters``). ``kv_tokens`` and ``host_tokens`` are the KV that fits on the device
-    and in host memory; ``costs`` are shown to policies that compare step times. Close it, or use it as a context
-    manager: open requests are then cancelled.
+    ``device``: cpu, cuda or cuda:N (for workers cpu or cuda). ``dtype``: a name of ``DTYPES`` (None: the checkpoint's
+    own). ``topology``: colocated or disaggregated (see ``clusters``; workers have theirs). ``kv_tokens`` and
+    ``host_tokens`` are the KV that fits on the device and in host memory; ``relay_slots``: see ``memory.copier``.
+    ``costs`` are shown to policies that compare step times, and price imbalance in ``figures``. Close it, or use it as
+    a context manager: open requests are then cancelled.
 
-    Raises ConfigError naming the file, field or option that is wrong.
+    Raises ConfigError naming the file, field or option that is wrong, ExecutorError when a worker does not start.
     """
 
     def __init__(
@@ -71,21 +75,33 @@ class Engine:
         run_ahead: int | None = None,
         max_horizon: int = 256,
         costs: Costs | None = None,
+        relay_slots: int = 0,
+        workers: Workers | None = None,
     ) -> None:
         self.config = ModelConfig.from_folder(folder)
-        kind = _dtype(dtype if dtype is not None else self.config.dtype)
+        name = dtype if dtype is not None else self.config.dtype
+        kind = _dtype(name, "" if dtype is not None else f"{Path(folder) / 'config.json'}: ")
         chosen = policy_named(policy) if isinstance(policy, str) else policy
         self.text = Text(folder, self.config.vocab)
-        devices = open_devices(device, topology)
-        places = {d.torch_device for d in devices.values()}
-        loaded = {place: Decoder(self.config, load_weights(folder, self.config, kind, place)) for place in places}
         sizes = Sizes(kv_tokens, host_tokens, page_size, max_members, max_tokens, run_ahead)
-        self.cluster = plan_cluster(self.config, kind, devices, sizes)
-        decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in self.cluster.lanes}
-        self.executor = TorchExecutor(self.cluster, devices, decoders)
-        self.scheduler = Scheduler(self.cluster, chosen, costs, max_horizon=max_horizon)
-        self._figures = Figures(LatencyCollector(self.cluster), self.scheduler, self.executor)
-        self._loop = Loop(self.scheduler, self.executor, self._figures.observe)
+        self.executor: Serving
+        if workers is None:
+            self.executor = _here(folder, self.config, kind, open_devices(device, topology), sizes, relay_slots)
+        else:
+            cluster = plan_workers(self.config, kind, workers, device, sizes)
+            self.executor = WorkersExecutor(
+                cluster, folder, tensor_parallel=workers.tensor_parallel, device=device, dtype=name,
+                limits=workers.limits, launcher=workers.launcher,
+            )  # fmt: skip
+        self.cluster = self.executor.cluster
+        self._figures = Figures(self.cluster, costs)
+        watched = evolve(chosen, watches=(*chosen.watches, self._figures.bubbles))
+        try:
+            self.scheduler = Scheduler(self.cluster, watched, costs, max_horizon=max_horizon)
+        except BaseException:
+            self.executor.close()
+            raise
+        self._loop = Loop(self.scheduler, self.executor, partial(self._figures.observe, self.scheduler))
         self._numbers = itertools.count()
 
     # -- batches
@@ -169,7 +185,8 @@ class Engine:
         items: asyncio.Queue[int | Completion] = asyncio.Queue()
 
         def told(item: int | Completion) -> None:
-            here.call_soon_threadsafe(items.put_nowait, item)
+            with contextlib.suppress(RuntimeError):  # the event loop has closed before the cancel got through
+                here.call_soon_threadsafe(items.put_nowait, item)
 
         answer = _Answer(self, _merged(prompt, Prompt((), max_new_tokens, sampling, stop)), told, streamed=True)
         self._loop.submit([answer.ticket])
@@ -189,12 +206,13 @@ class Engine:
     # -- the rest
 
     def figures(self) -> dict[str, Any]:
-        """What the requests so far came to: an entry of ``runs`` as in docs/json.md, without the modelled figures."""
-        return self._figures.summary()
+        """What the requests so far came to: an entry of ``runs`` as in docs/json.md, in real seconds."""
+        return self._figures.summary(self.scheduler, self.executor)
 
     def close(self) -> None:
-        """Cancel open requests and stop. A closed engine answers nothing."""
+        """Cancel open requests and stop, worker processes too. A closed engine answers nothing."""
         self._loop.close()
+        self.executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -250,6 +268,22 @@ class _Answer:
         return [Token(None, rest)] if rest else []
 
 
+def _here(
+    folder: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    devices: Mapping[str, Device],
+    sizes: Sizes,
+    relay_slots: int,
+) -> TorchExecutor:
+    """The executor of this process. Devices that share a memory share the weights."""
+    places = {device.torch_device for device in devices.values()}
+    loaded = {place: Decoder(config, load_weights(folder, config, dtype, place)) for place in places}
+    cluster = plan_cluster(config, dtype, devices, sizes)
+    decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in cluster.lanes}
+    return TorchExecutor(cluster, devices, decoders, relay_slots=relay_slots)
+
+
 def _merged(prompt: Content | Prompt, default: Prompt) -> Prompt:
     """A prompt with everything said."""
     if not isinstance(prompt, Prompt):
@@ -262,7 +296,7 @@ def _merged(prompt: Content | Prompt, default: Prompt) -> Prompt:
     )
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str, where: str) -> torch.dtype:
     if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
+        raise ConfigError(f"{where}dtype {name!r} is not supported; supported: {', '.join(DTYPES)}")
     return DTYPES[name]

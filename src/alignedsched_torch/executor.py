@@ -24,7 +24,8 @@ class TorchExecutor:
     """Lanes, pools and copies of a cluster; see ``alignedsched.driver.Executor``.
 
     ``devices`` by device id, ``decoders`` by lane id (lanes on one device may share one). The host's pool is pinned by
-    the first device. Raises ConfigError for a lane of several ranks: those run in several processes.
+    the first device. ``relay_slots``: see ``memory.copier``; above 0 copies from the host are split over the target's
+    own link and the helpers. Raises ConfigError for a lane of several ranks: those run in several processes.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class TorchExecutor:
         decoders: Mapping[str, Decoder],
         *,
         step_seconds: float = 0.0,
+        relay_slots: int = 0,
     ) -> None:
         for lane in cluster.lanes:
             if len(lane.ranks) > 1:
@@ -50,7 +52,7 @@ class TorchExecutor:
         for tier in cluster.tiers.values():
             device = self._clock if tier.device is None else self.devices[tier.device]
             self.pools[tier.id] = KVPool(tier.id, device, self.shape, tier.blocks, pinned=tier.device is None)
-        self.copier = Copier(cluster, self.pools, {**self.devices})
+        self.copier = Copier(cluster, self.pools, self.devices, relay_slots)
         self.lanes: dict[str, LaneRunner] = {}
         for lane in cluster.lanes:
             pool, device = self.pools[lane.ranks[0]], self.devices[lane.ranks[0]]
@@ -68,6 +70,19 @@ class TorchExecutor:
         if job.id in self.jobs:
             raise CallerError(f"request {job.id!r} is here already")
         self.jobs[job.id] = job
+
+    @property
+    def copied_bytes(self) -> Mapping[tuple[str, str], int]:
+        """KV copied so far, by (source, target) place."""
+        return self.copier.copied_bytes
+
+    @property
+    def staged_bytes(self) -> int:
+        """Of these, what went into staging memory."""
+        return self.copier.staged_bytes
+
+    def close(self) -> None:
+        """Nothing outlives it."""
 
     # -- the protocol
 
@@ -125,8 +140,15 @@ class TorchExecutor:
     # -- helpers take their memory back
 
     def revoke(self, device: str, requests: tuple[RequestId, ...] = ()) -> None:
-        """A helper wants its staging memory back (of these requests, or all): staged KV is void from now on."""
+        """A helper wants its staging memory back (of these requests, or all): staged KV is void from now on.
+
+        Of all: also what is in the slots it lends to split copies; those chunks go another way.
+        """
         tier = self.cluster.device[device].staging_tier
+        if not requests:
+            self.copier.revoke_slots(device)
+        if tier not in self.pools:
+            return
         for request in requests or self.pools[tier].requests():
             self.copier.revoke(request, tier)
         self._news.append(StagedLost(device, requests))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def poisoned(step: Launched, made: Column, table: BatchTable, jobs: Mapping[Requ
 def unwrite(flying: deque[Launched], table: BatchTable, pool: KVPool, slots: Iterable[int]) -> None:
     """Steps under way did not happen: give back the pages they would have filled; ``slots`` are the lane's rows."""
     for step in flying:
-        step.event.wait()  # what it still writes must not land in pages that somebody else has by then
+        with suppress(RuntimeError):  # one that failed has ended
+            step.event.wait()  # what it still writes must not land in pages that somebody else has by then
     while flying:
         step = flying.pop()
         table.length[step.rows] -= 1

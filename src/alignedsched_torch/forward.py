@@ -79,9 +79,9 @@ class Forward:
         chunks, picks, slots, ends, at = [], list(range(n)), [rows], [length], n
         for chunk in work.chunks:
             count = len(chunk.tokens)
-            pages_of = torch.tensor(chunk.pages, dtype=torch.int64).to(rows.device)
+            pages_of = self._send(torch.tensor(chunk.pages, dtype=torch.int64))
             where = torch.arange(chunk.start, chunk.start + count, device=rows.device)
-            tokens.append(torch.from_numpy(chunk.tokens).to(rows.device))
+            tokens.append(self._send(torch.from_numpy(chunk.tokens)))
             positions.append(where)
             page.append(pages_of[where // size])
             offset.append(where % size)
@@ -89,25 +89,29 @@ class Forward:
             at += count
             if chunk.slot >= 0:
                 picks.append(at - 1)
-                slots.append(torch.tensor([chunk.slot], dtype=torch.int64).to(rows.device))
+                slots.append(self._send(torch.tensor([chunk.slot], dtype=torch.int64)))
                 ends.append(where[-1:] + 1)
         step = StepRows(torch.cat(page), torch.cat(offset), groups, chunks)
         hidden = self._decoder.hidden(torch.cat(tokens), torch.cat(positions), PagedAttention(self._pool, step))
         if not picks:
             return
         if work.chunks:
-            hidden = hidden[torch.tensor(picks, dtype=torch.int64).to(rows.device)]
+            hidden = hidden[self._send(torch.tensor(picks, dtype=torch.int64))]
         into = torch.cat(slots)
         made = self._pick(self._decoder.logits(hidden), into, torch.cat(ends), work.draws)
         columns.last[into] = made
         columns.length[rows] += 1
         out.copy_(made, non_blocking=True)
 
+    def _send(self, values: torch.Tensor) -> torch.Tensor:
+        """Small host values on the device. Not blocking: else the host would wait for all steps queued before."""
+        return values.to(self.table.columns.device, non_blocking=True)
+
     def _row_ids(self, work: StepWork) -> torch.Tensor:
         """The rows on the device; sent only when they have changed."""
         version, rows = self._rows
         if version != work.version:
-            rows = torch.from_numpy(work.rows.copy()).to(self.table.columns.device)
+            rows = self._send(torch.from_numpy(work.rows.copy()))
             self._rows = (work.version, rows)
         return rows
 

@@ -165,18 +165,25 @@ class LaneRunner:
     # -- what steps made
 
     def ended(self) -> int:
-        """The last step that has ended, taken in or not."""
+        """The last step that has ended, taken in or not; one that failed has ended too."""
         last = self.done
         for step in self._flying:
-            if not step.event.done():
-                break
+            try:
+                if not step.event.done():
+                    break
+            except RuntimeError:  # told by ``end_steps``
+                return step.number
             last = step.number
         return last
 
     def end_steps(self, through: int) -> None:
         """Take in the steps up to that one, as soon as they have ended; launch nothing."""
         while self._flying and self._flying[0].number <= through and self._failed is None:
-            self._flying[0].event.wait()
+            try:
+                self._flying[0].event.wait()
+            except RuntimeError as error:
+                self._fail(str(error) or type(error).__name__)
+                return
             self._take_in(self._flying.popleft())
 
     def _take_in(self, step: Launched) -> None:
@@ -285,18 +292,24 @@ class LaneRunner:
         """Whether there is something the scheduler has to hear now."""
         if self._failed is not None or any(order.finished or order.prefilled for order in self._orders):
             return True
+        if any(self._is_news(number) for number in range(len(self._orders))):
+            return True
         force = self._force()
         if force is None or force.first - 1 > self.done:
             return False
-        if self._is_news(force):
-            return True
         last = force.last
         return self._reported < last - self.lane.run_ahead <= self.done or self._reported < last <= self.done
 
-    @staticmethod
-    def _is_news(order: InForce) -> bool:
-        """Whether it is news by itself that an order took effect; one with chunks runs its step first."""
-        return not order.told and bool(order.step.leaves or not order.step.horizon) and not order.step.chunks
+    def _is_news(self, number: int) -> bool:
+        """Whether it is news by itself that the n-th order took effect.
+
+        One with chunks runs its step first; one that another replaced at once is told of by that one's report.
+        """
+        order = self._orders[number]
+        if order.told or order.step.chunks or not (order.step.leaves or not order.step.horizon):
+            return False
+        replaced = number + 1 < len(self._orders) and self._orders[number + 1].first == order.first
+        return order.first - 1 <= self.done and not replaced
 
     def next_event(self) -> Event | None:
         """What the lane waits for."""
@@ -313,7 +326,7 @@ class LaneRunner:
             through = self.done if later is None else min(self.done, later.first - 1)
             if through >= order.first and (through > self._reported or order.finished or order.prefilled):
                 told.append(self._told(order, through))
-            elif later is None and self._is_news(order):
+            elif self._is_news(0):
                 told.append(self._told(order, order.first - 1))
             if later is None or later.first - 1 > self.done:
                 break
@@ -326,9 +339,11 @@ class LaneRunner:
         return told
 
     def _told(self, order: InForce, through: int) -> StepsDone:
+        before = self._last_end or None  # when the step before its first ended
+        ended = before if order.ended is None else order.ended
         event = StepsDone(
             self.lane.id, order.step.order, order.first, through, tuple(order.finished), tuple(order.prefilled),
-            order.seconds, self.launched, order.ended,
+            order.seconds, self.launched, ended,
         )  # fmt: skip
         order.finished.clear()
         order.prefilled.clear()

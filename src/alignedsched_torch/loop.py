@@ -6,21 +6,40 @@ wrong in it ends every open request with an error that names it; nobody waits fo
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from attrs import define
 
+from alignedsched.cluster import Cluster
 from alignedsched.errors import AlignedSchedError, ExecutorError
-from alignedsched.events import Arrived, CallerEvent, Cancelled, Event
+from alignedsched.events import Arrived, CallerEvent, Cancelled, Event, ExecutorEvent
 from alignedsched.plan import Outcome, Plan, Release
+from alignedsched.request import RequestId
 from alignedsched.scheduler import Scheduler
 
-from .executor import TorchExecutor
 from .job import Job
 
 Observe = Callable[[float, tuple[Event, ...], Plan], None]
+
+
+class Serving(Protocol):
+    """An executor that serves: in this process, or over workers."""
+
+    cluster: Cluster
+    jobs: dict[RequestId, Job]
+
+    @property
+    def copied_bytes(self) -> Mapping[tuple[str, str], int]: ...
+    @property
+    def staged_bytes(self) -> int: ...
+    def expect(self, job: Job) -> None: ...
+    def now(self) -> float: ...
+    def submit(self, plan: Plan) -> None: ...
+    def wait(self, until: float | None) -> list[ExecutorEvent]: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
 
 
 @define(eq=False)
@@ -34,7 +53,7 @@ class Ticket:
 class Loop:
     """Scheduler and executor on a thread of their own. ``submit``, ``cancel`` and ``close`` may be called anywhere."""
 
-    def __init__(self, scheduler: Scheduler, executor: TorchExecutor, observe: Observe) -> None:
+    def __init__(self, scheduler: Scheduler, executor: Serving, observe: Observe) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._observe = observe
@@ -129,7 +148,7 @@ class Loop:
             return
         bad = release.outcome in (Outcome.REJECTED, Outcome.FAILED)
         error = ExecutorError(f"the request was {release.outcome.value}: {release.why}") if bad else None
-        _tell(ticket, release.outcome, error)
+        ticket.ended(release.outcome, error)
 
     def _broken(self, error: BaseException) -> None:
         """The loop has stopped."""
@@ -140,9 +159,4 @@ class Loop:
             self._tickets.clear()
             self._inbox.clear()
         for ticket in waiting:
-            _tell(ticket, Outcome.FAILED, self._error)
-
-
-def _tell(ticket: Ticket, outcome: Outcome, error: AlignedSchedError | None) -> None:
-    with contextlib.suppress(RuntimeError):  # the event loop that wanted to know is gone
-        ticket.ended(outcome, error)
+            ticket.ended(Outcome.FAILED, self._error)

@@ -40,6 +40,10 @@ class Text:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise CallerError("a prompt of text needs tokenizer.json in the model folder; give token ids")
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise CallerError(f"the prompt is no text: half a surrogate pair at character {error.start}") from error
             found = self.tokenizer.encode(prompt).ids
         elif isinstance(prompt, (list, tuple, range, np.ndarray)):
             found = list(prompt)

@@ -47,6 +47,8 @@ def make_devices(kind: str, cluster: Cluster, seed: int) -> Mapping[str, dev.Dev
     names = [device.id for device in cluster.devices]
     if kind == "cpu":
         return {name: dev.CpuDevice(name) for name in names}
+    if kind == "cuda":  # as many logical devices on one GPU
+        return {name: dev.CudaDevice(name) for name in names}
     if kind == "threaded":
         return {name: dev.ThreadedDevice(name, seed, 0.0005) for name in names}
     links = {f"{link.source}->{link.target}": dev.ModelledLink(link.bytes_per_s, 1e-5) for link in cluster.links}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from alignedsched.errors import ConfigError
 from alignedsched_torch.devices import CpuDevice
 from alignedsched_torch.memory import KVPool, PageShape
-from alignedsched_torch.models import Decoder, ModelConfig, Shard, load_weights
+from alignedsched_torch.models import Decoder, ModelConfig, Shard, load_weights, weights
 from alignedsched_torch.models.attention import ChunkRows, DecodeGroup, PagedAttention, StepRows
 from alignedsched_torch.tiny import write_tiny
 
@@ -137,6 +139,10 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"num_hidden_layers": 3}, "9 tensors are missing, among them model.layers.2"),
         ({"num_hidden_layers": 1}, "belongs to no part"),
         ({"intermediate_size": 60}, "has shape .* the config says"),
+        ({"vocab_size": 300}, r"'lm_head.weight' has shape \[257, 32\], the config says \[300, 32\]"),
+        ({"hidden_size": 10**12}, "the config says"),  # and nobody tried to get that much memory
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
+        ({"attention_bias": 1}, "attention_bias must be true or false"),
     ],
 )
 def test_what_is_not_supported_or_does_not_fit_is_refused_by_name(
@@ -147,6 +153,42 @@ def test_what_is_not_supported_or_does_not_fit_is_refused_by_name(
     with pytest.raises(ConfigError, match=message) as caught:
         load_weights(tmp_path, ModelConfig.from_folder(tmp_path), torch.float32, torch.device("cpu"))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_loading_holds_one_tensor_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_tiny(tmp_path, "llama", layers=3, hidden=64)
+    alive, most, largest = 0, 0, 0
+
+    def gone(size: int) -> None:
+        nonlocal alive
+        alive -= size
+
+    read = weights._Reader.__call__
+
+    def counted(self: weights._Reader, cut: tuple[slice, ...]) -> torch.Tensor:
+        nonlocal alive, most, largest
+        tensor = read(self, cut)
+        weakref.finalize(tensor, gone, tensor.nbytes)
+        alive, largest = alive + tensor.nbytes, max(largest, tensor.nbytes)
+        most = max(most, alive)
+        return tensor
+
+    monkeypatch.setattr(weights._Reader, "__call__", counted)
+    load_weights(tmp_path, config, torch.float32, torch.device("cpu"))
+    assert most == largest > 0
+
+
+def test_weights_of_another_kind_and_in_two_files_are_refused_by_name(tmp_path: Path) -> None:
+    config = write_tiny(tmp_path, "llama", layers=1, hidden=32)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=rf"model\.safetensors: tensor '{name}' is I8, supported: F64"):
+        load_weights(tmp_path, config, torch.float32, torch.device("cpu"))
+    save_file(tensors, tmp_path / "model.safetensors")
+    save_file({name: tensors[name]}, tmp_path / "more.safetensors")
+    with pytest.raises(ConfigError, match=rf"more\.safetensors: tensor '{name}' is in two files"):
+        load_weights(tmp_path, config, torch.float32, torch.device("cpu"))
 
 
 def test_files_that_are_cut_short_or_missing_are_named(tmp_path: Path) -> None:

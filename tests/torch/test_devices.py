@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -16,6 +15,7 @@ from alignedsched_torch.devices import (
     CpuDevice,
     CudaDevice,
     Device,
+    DeviceError,
     ModelledDevice,
     ModelledLink,
     Piece,
@@ -137,12 +137,45 @@ def test_copies_over_one_link_take_turns_and_over_two_do_not() -> None:
     assert ends == pytest.approx([1.0, 1.5, 3.0])
 
 
-def test_an_error_on_a_thread_reaches_who_records_next() -> None:
-    stream = ThreadedDevice("d").stream("compute")
-    stream.launch(lambda: math.sqrt(-1))
+@pytest.mark.parametrize("kind", ["modelled", "threaded"])
+def test_work_that_fails_is_told_by_the_next_event_and_by_no_later_one(kind: str) -> None:
+    device = KINDS[kind]()
+    stream = device.stream("compute")
+
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    before = stream.record()
+    stream.launch(fail, 0.1)
+    behind = stream.record()
+    stream.launch(lambda: None, 0.1)
+    after = stream.record()
+    before.wait()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken"):
+            behind.wait()
+        with pytest.raises(RuntimeError, match="broken"):
+            behind.done()
+    after.wait()
+    assert after.done()
+
+
+@pytest.mark.parametrize("kind", ["modelled", "threaded"])
+def test_a_copy_over_a_link_that_is_down_fails_and_leaves_garbage(kind: str) -> None:
+    down = {"a->b"}
+    clock = Clock({"a->b": ModelledLink(1e3)})
+    clock.down = down
+    device: Device = ModelledDevice("d", clock) if kind == "modelled" else ThreadedDevice("d", down=down)
+    source, target = full(device, 1.0), full(device, 0.0)
+    stream = device.stream("side")
+    stream.copy([Piece(target, source)], "a->b")
+    with pytest.raises(DeviceError, match="link a->b is down"):
+        stream.record().wait()
+    assert bool(target.isnan().all())
+    down.clear()
+    stream.copy([Piece(target, source)], "a->b")
     stream.record().wait()
-    with pytest.raises(ValueError, match=r"math domain|nonnegative"):
-        stream.record()
+    assert target.tolist() == [1.0] * 4
 
 
 @needs_cuda
@@ -156,3 +189,14 @@ def test_a_gpu_under_two_names_orders_its_copies_by_events_alone() -> None:
     side.copy([Piece(target, source)])
     side.record().wait()
     assert bool((target == 2.0).all())
+
+
+@needs_cuda
+def test_host_memory_is_pinned_as_large_as_asked_and_can_be_pinned_again() -> None:
+    device = CudaDevice("d")
+    for _ in range(50):  # the allocator gives the same place again
+        tensor = device.pinned((3, 1 << 20), torch.bfloat16)
+        assert tensor.is_pinned()
+        assert tensor.shape == (3, 1 << 20)
+        del tensor
+    assert device.pinned((0, 4), torch.float32).numel() == 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +13,16 @@ from typing import Any
 
 import pytest
 
+from alignedsched.costs import AffineCosts
 from alignedsched.errors import CallerError, ConfigError, ExecutorError
 from alignedsched.registry import policy_names
+from alignedsched.report.terminal import METRICS
+from alignedsched_torch.clusters import Workers
 from alignedsched_torch.engine import Engine
 from alignedsched_torch.prompts import Completion, Prompt, Token
 from alignedsched_torch.sampling import Sampling
 from alignedsched_torch.tiny import write_tiny
+from alignedsched_torch.workers import WorkersExecutor
 
 ASKED = [[(7 * i + j) % 250 for j in range(1 + 9 * i % 40)] for i in range(12)]
 
@@ -48,7 +55,7 @@ OPTIONS: list[dict[str, Any]] = [
     *({"policy": name} for name in policy_names() if name != "sjf_oracle"),
     {"run_ahead": 2, "page_size": 1},
     {"topology": "disaggregated", "kv_tokens": 1024},
-    {"topology": "disaggregated", "kv_tokens": 1024, "host_tokens": 2048, "policy": "density_first"},
+    {"topology": "disaggregated", "kv_tokens": 1024, "host_tokens": 2048, "policy": "density_first", "relay_slots": 2},
     {"kv_tokens": 200, "host_tokens": 2048, "max_tokens": 16, "max_members": 5},
 ]
 
@@ -197,6 +204,14 @@ def test_an_idle_engine_asks_nothing_of_the_processor(engine: Engine) -> None:
     assert turns <= 1
 
 
+def test_a_dtype_that_only_the_checkpoint_names_is_refused_with_its_file(tmp_path: Path) -> None:
+    write_tiny(tmp_path, layers=1, hidden=32)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"float32"', '"int8"'))
+    with pytest.raises(ConfigError, match=r"config\.json: dtype 'int8' is not supported"):
+        Engine(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -212,3 +227,113 @@ def test_an_idle_engine_asks_nothing_of_the_processor(engine: Engine) -> None:
 def test_wrong_options_are_named(folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Engine(folder, **options)
+
+
+# -- over worker processes
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux: memfd, eventfd, SEQPACKET")
+
+
+@pytest.fixture(scope="session")
+def crew(folder: Path) -> Iterator[Engine]:
+    """A worker that prefills and one that decodes, for all of these tests."""
+    options: dict[str, Any] = {"policy": "density_first", "kv_tokens": 2048, "host_tokens": 4096}
+    with Engine(folder, dtype="float64", workers=Workers(1, prefill=1), **options) as engine:
+        yield engine
+
+
+@needs_linux
+def test_workers_give_the_answers_of_one_process(crew: Engine, wanted: list[tuple[int, ...]]) -> None:
+    before = crew.figures()["requests"]["finished"]
+    asked: list[Any] = [*ASKED, [999], Prompt(ASKED[3], max_new_tokens=2)]
+    answers = crew.generate(asked, max_new_tokens=12)
+    assert [answer.tokens for answer in answers] == [*wanted, (), wanted[3][:2]]
+    assert [answer.reason for answer in answers] == [*["length"] * len(ASKED), "error", "length"]
+    figures = crew.figures()
+    assert figures["requests"]["finished"] == before + len(ASKED) + 1
+    assert figures["copies"]["peer_bytes"]
+    assert figures["steps"] >= 12
+
+
+@needs_linux
+def test_a_stream_over_workers_may_be_left(crew: Engine) -> None:
+    async def read() -> list[int]:
+        got: list[int] = []
+        stream = crew.stream([1, 2, 3], max_new_tokens=240)
+        async for token in stream:
+            got += [token.id] if token.id is not None else []
+            if len(got) == 5:
+                break
+        await stream.aclose()  # type: ignore[attr-defined]
+        return got
+
+    (whole,) = crew.generate([[1, 2, 3]], max_new_tokens=5)
+    before = sum(crew.figures()["requests"][how] for how in ("finished", "cancelled"))
+    assert tuple(asyncio.run(read())) == whole.tokens
+    (after,) = crew.generate([[1, 2, 3]], max_new_tokens=5)  # the event loop is closed, the engine goes on
+    assert after.tokens == whole.tokens
+    while not crew.scheduler.idle():
+        threading.Event().wait(0.001)
+    assert sum(crew.figures()["requests"][how] for how in ("finished", "cancelled")) == before + 2
+    assert not crew.executor.jobs
+
+
+@needs_linux
+def test_a_worker_killed_under_an_engine_costs_time_and_no_token(crew: Engine, wanted: list[tuple[int, ...]]) -> None:
+    assert isinstance(crew.executor, WorkersExecutor)
+    each = crew.generate_each(ASKED, max_new_tokens=12)
+    made: dict[int, tuple[int, ...]] = {}
+    for number, (place, item) in enumerate(each):
+        if number == 3:
+            os.kill(crew.executor.pids("lane-d0")[0], signal.SIGKILL)
+        if isinstance(item, Completion):
+            made[place] = item.tokens
+    assert [made[place] for place in range(len(ASKED))] == wanted
+    (after,) = crew.generate([ASKED[0]], max_new_tokens=12)  # if all was made before the worker died
+    assert after.tokens == wanted[0]
+    assert "died" in crew.executor.lost[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": Workers(tensor_parallel=3)}, "tensor_parallel 3"),
+        ({"workers": Workers(), "device": "tpu"}, "device 'tpu' is not known"),
+        ({"workers": Workers(), "device": "cuda"}, "kv_tokens must be given"),
+        ({"workers": Workers(prefill=1), "device": "cuda", "kv_tokens": 64}, "not supported on GPUs yet"),
+        ({"workers": Workers(), "kv_tokens": 0}, "kv_tokens"),
+    ],
+)
+def test_wrong_workers_are_named(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Engine(folder, **options)
+    with pytest.raises(ConfigError, match="prefill must be a whole number of at least 0"):
+        Workers(prefill=-1)
+
+
+def test_figures_are_those_of_compare(engine: Engine) -> None:
+    engine.generate([[1, 2, 3]], max_new_tokens=2)
+    figures = engine.figures()
+    assert figures["bubbles"]["iteration"] is None, "too little was seen to price imbalance"
+    assert figures["bound_ratio"] is None
+    for _ in range(4):
+        engine.generate([[1, 2, 3], [4]], max_new_tokens=3)
+        engine.generate(ASKED, max_new_tokens=12)
+    figures = engine.figures()
+    assert sum(figures["bubbles"].values()) <= 1
+    assert min(figures["bubbles"].values()) >= 0
+    assert 0 < figures["bound_s"] == figures["bound_ratio"] * figures["wall_s"]
+    shown = {metric.label for metric in METRICS if metric.known(figures)}
+    assert {metric.label for metric in METRICS} - shown == {"simulated time"}
+
+
+def test_imbalance_is_priced_by_the_surface_that_is_given(folder: Path) -> None:
+    """On a surface that knows nothing but the longest, a long member beside short ones is most of the step lost."""
+    surface = AffineCosts(0.0, 0.0, 1.0, surface="padded")
+    with Engine(folder, dtype="float64", kv_tokens=4096, costs=surface, max_horizon=1) as engine:
+        engine.generate([[1] * 200, *[[2]] * 7], max_new_tokens=20)
+        uneven = engine.figures()["bubbles"]
+    assert uneven["iteration"] > 0.25
+    with Engine(folder, dtype="float64", kv_tokens=4096, costs=surface) as engine:
+        engine.generate([[1] * 20] * 8, max_new_tokens=20)
+        assert engine.figures()["bubbles"]["iteration"] < 0.01

@@ -15,5 +15,6 @@ def test_a_small_batch_takes_the_time_of_its_link() -> None:
         link = link_named(name)
         least = batch / link.bytes_per_s
         assert least < 1e-3 * result["stall_ms"][route] < least + 64 * link.latency_s + 1e-5
+    assert 0.5 < result["stall_ms"]["split"] / result["stall_ms"]["direct"] < 0.6
     assert result["staging_ahead_ms"] == pytest.approx(result["stall_ms"]["direct"])
     assert result["modelled"] is True

@@ -51,23 +51,41 @@ def test_answers_are_those_of_the_engine_and_figures_those_of_compare(
     assert "simulated" not in said.err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux: memfd, eventfd, SEQPACKET")
+def test_two_ranks_give_the_answers_of_one_process(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p").write_text('one\n{"prompt": "two", "temperature": 1, "seed": 4}\n{bad\n')
+    options = ["--prompts", str(tmp_path / "p"), "--dtype", "float64"]
+    assert cli.main(ask(model, *options)) == 2
+    alone = capsys.readouterr().out
+    assert cli.main(ask(model, *options, "--tensor-parallel", "2", "--json", str(tmp_path / "r.json"))) == 2
+    said = capsys.readouterr()
+    assert said.out == alone
+    for words in ("3 of 3 prompts, 12 tokens", "batch bubble", "of the lower bound"):
+        assert words in said.err
+    assert json.loads((tmp_path / "r.json").read_text())["topology"] == "colocated"
+
+
 def test_a_bad_line_is_named_and_stops_no_other(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [
         b"good", b"{bad", b'{"prompt": 3}', b'{"tokens": [1, 999]}', b'{"prompt": "a", "tokens": [1]}', b"\xff\xfe",
         b'{"prompt": "a", "top_p": 7}', b'{"prompt": "a", "max_new_tokens": 0}', b'{"prompt": "a", "best_of": 2}',
-        b'{"tokens": "abc"}', b'{"prompt": "a", "seed": "x"}', b"x" * 9000, b"good too",
+        b'{"tokens": "abc"}', b'{"prompt": "a", "seed": "x"}', b"x" * 9000, b'{"prompt": "\\ud800"}',
+        b'{"tokens": [1e400]}', b'{"prompt": "a", "temperature": NaN}', b'{"tokens": []}', b"good too",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(lines))))
     assert cli.main(ask(model, "--prompts", "-")) == 2
     said = capsys.readouterr()
     answers = {line.partition("]")[0]: line for line in said.out.splitlines() if line.startswith("[")}
     assert len(answers) == len(lines)
-    assert all(("(error: " in line) == (number not in ("[1", "[13")) for number, line in answers.items())
+    assert all(("(error: " in line) == (number not in ("[1", f"[{len(lines)}")) for number, line in answers.items())
     wanted = [
         "no JSON object", "prompt must be text", "token 1 of the prompt is 999", "either prompt", "not UTF-8", "top_p",
         "max_new_tokens", "unknown field 'best_of'", "tokens must be a list", "seed must be a number", "9000 tokens",
+        "half a surrogate", "must be a whole number, got inf", "temperature must be a finite", "the prompt is empty",
     ]  # fmt: skip
     for number, words in enumerate(wanted, 2):
         assert any(f"line {number}: " in line and words in line for line in said.err.splitlines()), words
@@ -88,6 +106,16 @@ def test_a_bad_line_is_named_and_stops_no_other(
         (["generate", "--model", "M", "--prompts", "P", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["generate", "--model", "M", "--prompts", "P", "--json", "gone/x.json"], "cannot be written"),
         (["tiny", "--arch", "gpt2", "-o", "x"], "family 'gpt2'"),
+        (
+            ["generate", "--model", "M", "--prompts", "P", "--workers", "0"],
+            "lanes must be a whole number of at least 1",
+        ),
+        (["generate", "--model", "M", "--prompts", "P", "--tensor-parallel", "3"], "tensor_parallel 3"),
+        (["generate", "--model", "M", "--prompts", "P", "--listen", "P"], "to wait at: Address already in use"),
+        (
+            ["generate", "--model", "M", "--prompts", "P", "--workers", "1", "--topology", "colocated"],
+            "--topology is of one process",
+        ),
         (["generat"], "generat"),
     ],
 )

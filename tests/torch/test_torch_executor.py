@@ -17,7 +17,9 @@ from alignedsched.request import Request
 from alignedsched.scheduler import Scheduler
 from alignedsched_torch.devices import ModelledDevice, ModelledLink
 from alignedsched_torch.executor import TorchExecutor
+from alignedsched_torch.forward import Forward, StepWork
 from alignedsched_torch.job import Job
+from alignedsched_torch.memory import copier
 from alignedsched_torch.models import Decoder, ModelConfig, load_weights
 from alignedsched_torch.sampling import Sampling
 from alignedsched_torch.tiny import write_tiny
@@ -38,6 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoder(folder: Path) -> Decoder:
     config = ModelConfig.from_folder(folder)
     return Decoder(config, load_weights(folder, config, torch.float64, torch.device("cpu")))
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of several chunks, so that they are given up in their middle, and split."""
+    monkeypatch.setattr(copier, "HOST_CHUNK_BYTES", 1 << 13)
 
 
 def work(count: int, seed: int) -> list[tuple[list[int], int]]:
@@ -63,8 +71,11 @@ def wanted(folder: Path) -> dict[tuple[tuple[int, ...], int], list[int]]:
 
 
 def late(executor: TorchExecutor, rng: np.random.Generator) -> None:
-    """Links change their speed, so that copies are late and overtake each other."""
+    """Links change their speed, so that copies are late and overtake each other; now and then one is down."""
     (clock,) = {device.clock for device in executor.devices.values() if isinstance(device, ModelledDevice)}
+    clock.down.clear()
+    if rng.random() < 0.3:
+        clock.down.add(str(rng.choice(sorted(clock.links))))
     for name, link in clock.links.items():
         clock.links[name] = ModelledLink(float(10 ** rng.uniform(5, 9)), link.latency_s)
 
@@ -81,8 +92,9 @@ def run(
     **options: Any,
 ) -> tuple[dict[tuple[tuple[int, ...], int], list[int]], TorchExecutor, Scheduler]:
     executor = TorchExecutor(
-        cluster, make_devices(kind, cluster, seed), {lane.id: decoder for lane in cluster.lanes}, step_seconds=1e-3
-    )
+        cluster, make_devices(kind, cluster, seed), {lane.id: decoder for lane in cluster.lanes}, step_seconds=1e-3,
+        relay_slots=seed % 3,
+    )  # fmt: skip
     scheduler = Scheduler(
         cluster, policy(name, **options), max_horizon=HORIZON, copy_retries=10_000, step_retries=10_000
     )
@@ -172,6 +184,30 @@ def test_late_and_failed_copies_and_failed_steps_change_no_token(
     assert not scheduler.counts["failed"]
 
 
+@pytest.mark.parametrize("kind", ["modelled", "threaded"])
+@pytest.mark.parametrize("run_ahead", [0, 2])
+def test_steps_whose_device_fails_under_way_change_no_token(
+    kind: str, run_ahead: int, decoder: Decoder, wanted: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host hears of it by the step's event only, when other steps have been launched behind it."""
+    steps, failed, whole = 0, 0, Forward._run
+
+    def fails_now_and_then(self: Forward, work: StepWork, out: torch.Tensor) -> None:
+        nonlocal steps, failed
+        steps += 1
+        whole(self, work, out)
+        if steps % 7 == 3:
+            failed += 1
+            out.fill_(0)
+            raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(Forward, "_run", fails_now_and_then)
+    made, _, scheduler = run(colocated(decoder, 64, 4, run_ahead, host=400), "fcfs", decoder, kind, 5, swap=True)
+    assert made == wanted
+    assert failed > 5
+    assert not scheduler.counts["failed"]
+
+
 def test_a_request_draws_the_same_tokens_in_any_batch(decoder: Decoder) -> None:
     sampling = Sampling(0.9, 0.95, 30, seed=5)
     one, _, _ = run(colocated(decoder, 500, 4, 1), "fcfs", decoder, "cpu", sampling=sampling)
@@ -199,3 +235,16 @@ def test_a_request_whose_numbers_are_not_finite_fails_alone(run_ahead: int, fold
     assert len(jobs) > 3
     for job in jobs:
         assert job.id == "bad" or job.produced == wanted[tuple(job.prompt.tolist()), job.limit]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("apart", [False, True], ids=["one device", "two logical devices"])
+def test_a_gpu_makes_the_tokens_of_transformers(apart: bool, folder: Path, wanted: object) -> None:
+    config = ModelConfig.from_folder(folder)
+    there = Decoder(config, load_weights(folder, config, torch.float64, torch.device("cuda", 0)))
+    cluster = split(there, 80, 4, 1, 400) if apart else colocated(there, 64, 4, 1, host=400)
+    options: dict[str, Any] = {"k_min": 2, "batch_share": 0.3} if apart else {"swap": True}
+    name = "density_first" if apart else "fcfs"
+    made, executor, _ = run(cluster, name, there, "cuda", seed=2, revoke=0.1 if apart else 0.0, **options)
+    assert made == wanted
+    assert sum(executor.copier.copied_bytes.values())

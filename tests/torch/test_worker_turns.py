@@ -7,19 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from attrs import evolve
 
-from alignedsched.cluster import HOST, Cluster, Device, KVLayout, Lane, Role
+from alignedsched.cluster import HOST, Cluster, Device, KVLayout, Lane, Link, Role
 from alignedsched.errors import ExecutorError
-from alignedsched.events import StepsDone, StepsFailed
-from alignedsched.plan import Chunk, Drop, Join, Step
+from alignedsched.events import CopyFailed, StepsDone, StepsFailed
+from alignedsched.plan import Chunk, Copy, Drop, Join, Step
 from alignedsched.request import Request
 from alignedsched.story.codec import decode, encode
+from alignedsched_torch.devices import CpuDevice
 from alignedsched_torch.job import Job
+from alignedsched_torch.memory import KVPool, PageShape
 from alignedsched_torch.tiny import write_tiny
 from alignedsched_torch.workers.build import build
+from alignedsched_torch.workers.flights import Draft, Flights
 from alignedsched_torch.workers.memory import Region, Ring
-from alignedsched_torch.workers.messages import Lend, Move, News, Orders, Told, all_of, learn
+from alignedsched_torch.workers.messages import Lend, Move, Moved, News, Orders, Told, all_of, learn
 from alignedsched_torch.workers.spec import WorkerSpec
 from alignedsched_torch.workers.wire import Bell, ClosedError, Wire
 from alignedsched_torch.workers.worker import GroupBrokenError, Worker
@@ -98,6 +102,22 @@ def test_a_lane_that_has_told_is_not_asked_again(line: Line) -> None:
     assert [(made.known, len(made.tokens)) for made in told.made] == [(1, 1)]
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_tokens_that_somebody_waits_for_are_told_after_each_step(line: Line, heard: bool) -> None:
+    """An order of four steps gives nothing to report before its last; a stream hears of each token all the same."""
+    job = Job(JOB.request, JOB.prompt, 6, heard=(lambda token: None) if heard else None)
+    line.turn(Orders(news=(all_of(job),), steps=(PREFILL,)))
+    line.turn(Orders(), through=7)
+    assert line.turn(Orders(steps=(Step("l0", 1, 4, joins=(Join("r", 6),)),), go=True), through=7) == []
+    for step in (8, 9, 10):
+        told = line.turn(Orders(), through=step)
+        assert [(made.known, len(made.tokens)) for one in told for made in one.made] == [(step - 7, 1)] * heard
+        assert not any(one.held or one.events for one in told)
+    (last,) = line.turn(Orders(), through=11)
+    assert last.held
+    assert [(made.known, len(made.tokens)) for made in last.made] == [(4, 1) if heard else (1, 4)]
+
+
 def test_a_step_that_fails_is_told_by_one_rank_and_breaks_a_group(line: Line, tmp_path: Path) -> None:
     wide = evolve(PREFILL, chunks=(Chunk("big", 0, 40, last=True),))
     news = (News("big", 0, (), tuple(range(40)), 6),)
@@ -121,7 +141,7 @@ def test_kv_goes_out_and_comes_back_as_it_was_and_lent_pages_stay(line: Line) ->
     out, back = Move(4, "r", "d0", HOST, 0, 5, ((6, 2),)), Move(5, "r", HOST, "d0", 0, 5, ((6, 2),))
     line.turn(Orders(returned=(3,), moves=(out,)))
     pool.data.zero_()
-    assert line.rank.mover.ended() == [4]
+    assert line.rank.mover.ended() == [Moved(4)]
     line.turn(Orders(lends=(Lend(6, "r", "d0", 0, 5),)))
     line.turn(Orders(drops=(Drop("r", "d0"),)))
     assert pool.free == 6, "lent pages are nobody else's, dropped or not"
@@ -131,18 +151,42 @@ def test_kv_goes_out_and_comes_back_as_it_was_and_lent_pages_stay(line: Line) ->
     assert (pool.data[pool.pages("r")] == before).all()
     line.turn(Orders(releases=("r",)))
     assert pool.free == 6, "nor are those a copy fills"
-    assert line.rank.mover.ended() == [5]
+    assert line.rank.mover.ended() == [Moved(5)]
     assert pool.free == 8
+
+
+def test_a_copy_that_fails_is_told_and_takes_no_page(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such link")
+
+    pool = line.rank.pools["d0"]
+    with monkeypatch.context() as broken:
+        broken.setattr(type(line.rank.mover._stream), "copy", fails)
+        line.turn(Orders(moves=(Move(4, "r", HOST, "d0", 0, 9, ((6, 2, 1),)),)))
+        assert line.worker._ended_moves() == [Moved(4, "host->d0: no such link")]
+        assert pool.free == 8
+        line.worker._alone = False
+        line.turn(Orders(moves=(Move(5, "r", HOST, "d0", 0, 9, ((6, 2, 1),)),)))
+        with pytest.raises(GroupBrokenError, match="no such link"):
+            line.worker._ended_moves()
+    cluster = Cluster((Device("d0", Role.BOTH, 8),), (Lane("l0", ("d0",)),), 8, (Link("d0", HOST, 1e9),), KVLayout(4))
+    host = KVPool(HOST, CpuDevice(), PageShape(1, 1, 2, 4, torch.float32), 8)
+    flights, drafts = Flights(cluster, {"d0": "l0"}, host, 1), {"l0": Draft()}
+    host.hold("r", 4)
+    flights.start(Copy(6, "r", "d0", HOST, 4, 9), drafts)
+    assert host.free == 5
+    assert flights.moved(Moved(6, "no such link"), 0, drafts) == [CopyFailed(6, "no such link")]
+    assert host.free == 7, "what it had before is there"
+    assert not len(flights)
 
 
 def test_news_with_a_gap_is_refused() -> None:
     jobs: dict[str, Job] = {}
-    learn(jobs, all_of(JOB))
-    learn(jobs, News("r", 0, (7, 8)))
-    learn(jobs, News("r", 1, (8, 9)))
+    for news in (all_of(JOB), News("r", 0, (7, 8)), News("r", 1, (8, 9))):
+        learn(jobs, news, lambda _: None)
     assert jobs["r"].produced == [7, 8, 9]
     with pytest.raises(ExecutorError, match="begin at token 5, 3 are known"):
-        learn(jobs, News("r", 5, (1,)))
+        learn(jobs, News("r", 5, (1,)), lambda _: None)
 
 
 def test_the_latest_bell_counts_and_an_end_is_heard_after_it() -> None:

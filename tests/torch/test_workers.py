@@ -217,11 +217,13 @@ def test_a_worker_that_hangs_is_given_up(folder: Path, decoder: Decoder, wanted:
 
 
 DRIVER = """
+import signal
 import sys
 from pathlib import Path
 from alignedsched.cluster import Cluster, Device, Lane, Role
 from alignedsched_torch.workers import WorkersExecutor
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background may ignore it
 cluster = Cluster((Device("d0", Role.BOTH, 8),), (Lane("l0", ("d0",)),))
 executor = WorkersExecutor(cluster, sys.argv[1])
 print(*executor.pids("l0"), flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..cluster import Cluster
 from ..metrics.bubbles import BubbleMeter, Idle, Reasons, fractions
 from ..scheduler import Scheduler
-from ..scheduler_view import SchedulerView
+from ..views import LaneView
 from .segment import Span
 
 
@@ -45,7 +45,7 @@ class LaneMeters:
         return fractions(self._meters.values())
 
 
-def waits_for(view: SchedulerView) -> tuple[Idle, int]:
+def waits_for(view: LaneView) -> tuple[Idle, int]:
     """Why a lane that decodes would be idle now, and how many pooled requests could be members besides. O(members).
 
     Such a request is one by count and by free blocks, were it of the members' mean size.

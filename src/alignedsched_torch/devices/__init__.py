@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Device, Event, Piece, Stream
+from .base import Device, DeviceError, Event, Piece, Stream
 from .cpu import CpuDevice
 from .cuda import CudaDevice
 from .modelled import Clock, ModelledDevice, ModelledLink
@@ -13,6 +13,7 @@ __all__ = [
     "CpuDevice",
     "CudaDevice",
     "Device",
+    "DeviceError",
     "Event",
     "ModelledDevice",
     "ModelledLink",

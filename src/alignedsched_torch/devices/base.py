@@ -17,12 +17,21 @@ import torch
 from attrs import frozen
 
 
+class DeviceError(RuntimeError):
+    """Work queued on a stream failed: what it was to write is undefined. A RuntimeError, as torch's own are."""
+
+
 @frozen(eq=False)
 class Piece:
-    """One contiguous stretch of bytes to copy; both views have the same shape and dtype."""
+    """One contiguous stretch of bytes to copy; both views have the same shape and dtype.
+
+    ``fresh``: the parts of the target that hold nothing yet, where that is not all of it. The rest is written over with
+    the bytes it has, so it can be read all the while, and whatever becomes of the copy.
+    """
 
     target: torch.Tensor
     source: torch.Tensor
+    fresh: tuple[torch.Tensor, ...] | None = None
 
     @property
     def bytes(self) -> int:
@@ -30,7 +39,7 @@ class Piece:
 
 
 class Event(Protocol):
-    """A point in a stream's work."""
+    """A point in a stream's work. Both methods raise RuntimeError once work in front of it has failed."""
 
     def done(self) -> bool:
         """Whether all work queued on the stream before it has ended."""
@@ -42,7 +51,10 @@ class Event(Protocol):
 
 
 class Stream(Protocol):
-    """Work in order, asynchronous to the host."""
+    """Work in order, asynchronous to the host.
+
+    What fails at once raises RuntimeError where it is queued; what fails later makes the next event raise.
+    """
 
     def launch(self, work: Callable[[], object], seconds: float = 0.0) -> None:
         """Queue work on tensors of this device. ``seconds``: how long it takes where time is modelled."""

@@ -6,10 +6,13 @@ puts a barrier before and behind it on the target's current stream, which must t
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from .base import Event, Piece, sleep
@@ -88,11 +91,14 @@ class CudaDevice:
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Pinned exactly as large as asked: torch's own pinned allocator rounds up to a power of two."""
-        tensor = torch.empty(tuple(shape), dtype=dtype)
-        status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.numel() * tensor.element_size(), 0)
-        if int(status):
-            raise MemoryError(f"cannot pin {tensor.numel() * tensor.element_size()} bytes of host memory: {status}")
-        return tensor
+        buffer = np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+        if buffer.nbytes:
+            status = torch.cuda.cudart().cudaHostRegister(buffer.ctypes.data, buffer.nbytes, 0)
+            if int(status):
+                raise MemoryError(f"cannot pin {buffer.nbytes} bytes of host memory: {status}")
+            # Before the memory is given back: what lies at the same place later could not be pinned again.
+            weakref.finalize(buffer, torch.cuda.cudart().cudaHostUnregister, buffer.ctypes.data)
+        return torch.from_numpy(buffer).view(dtype).view(tuple(shape))
 
     def host_ids(self, count: int) -> torch.Tensor:
         return torch.empty((count,), dtype=torch.int64, pin_memory=True)

@@ -19,7 +19,7 @@ from random import Random
 import torch
 from attrs import define, frozen
 
-from .base import Event, Piece
+from .base import DeviceError, Event, Piece
 
 
 @frozen
@@ -36,6 +36,7 @@ class Clock:
     def __init__(self, links: Mapping[str, ModelledLink] | None = None, seed: int = 0) -> None:
         self.now = 0.0
         self.links = dict(links or {})
+        self.down: set[str] = set()  # links over which copies fail
         self.coin = Random(seed)
         self.link_free: dict[str, float] = {}
         self._due: list[tuple[float, int, Callable[[], object]]] = []
@@ -63,13 +64,20 @@ class ModelledEvent:
 
     clock: Clock
     time: float
+    error: str = ""
 
     def done(self) -> bool:
         self.clock.advance(self.clock.now)  # what is due now has happened
+        self._check()
         return self.time <= self.clock.now
 
     def wait(self) -> None:
         self.clock.advance(self.time)
+        self._check()
+
+    def _check(self) -> None:
+        if self.error:
+            raise DeviceError(self.error)
 
 
 class ModelledStream:
@@ -78,6 +86,7 @@ class ModelledStream:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._free = 0.0  # when everything queued so far has ended
+        self._error = ""  # of work since the last event
 
     def _span(self, seconds: float) -> tuple[float, float]:
         start = max(self._free, self._clock.now)
@@ -86,7 +95,13 @@ class ModelledStream:
 
     def launch(self, work: Callable[[], object], seconds: float = 0.0) -> None:
         start, end = self._span(seconds)
-        self._clock.at(start if self._clock.coin.random() < 0.5 else end, work)
+        self._clock.at(start if self._clock.coin.random() < 0.5 else end, lambda: self._do(work))
+
+    def _do(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except RuntimeError as error:
+            self._error = self._error or str(error)
 
     def copy(self, pieces: Sequence[Piece], link: str = "") -> None:
         clock, over = self._clock, self._clock.links.get(link)
@@ -96,8 +111,14 @@ class ModelledStream:
             start, end = self._span(seconds)
             if over is not None:
                 clock.link_free[link] = end
-            clock.at(start, lambda piece=piece: destroy(piece.target))  # type: ignore[misc]
-            clock.at(end, lambda piece=piece: piece.target.copy_(piece.source))  # type: ignore[misc]
+            clock.at(start, lambda piece=piece: spoil(piece))  # type: ignore[misc]
+            clock.at(end, lambda piece=piece: self._arrive(piece, link))  # type: ignore[misc]
+
+    def _arrive(self, piece: Piece, link: str) -> None:
+        if link in self._clock.down:
+            self._error = self._error or f"link {link} is down"
+        else:
+            piece.target.copy_(piece.source)
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, ModelledEvent), "events of a modelled device come from its own clock"
@@ -105,17 +126,22 @@ class ModelledStream:
 
     def record(self) -> Event:
         event = ModelledEvent(self._clock, max(self._free, self._clock.now))
-        self._clock.at(event.time, _nothing)  # the host may wait for it
+        self._clock.at(event.time, lambda: self._pass(event))  # the host may wait for it
         return event
 
-
-def _nothing() -> None:
-    """Time passes."""
+    def _pass(self, event: ModelledEvent) -> None:
+        event.error, self._error = self._error, ""
 
 
 def destroy(tensor: torch.Tensor) -> None:
     """Fill with what no computation survives."""
     tensor.fill_(math.nan if tensor.is_floating_point() else -1)
+
+
+def spoil(piece: Piece) -> None:
+    """A copy has begun: what is fresh in its target can be read by nobody."""
+    for part in (piece.target,) if piece.fresh is None else piece.fresh:
+        destroy(part)
 
 
 class ModelledDevice:

@@ -1,17 +1,21 @@
-"""Copies between tiers: in pieces, over one stream a link, each ending in exactly one completion.
+"""Copies between tiers: in chunks, over every way there is, each ending in exactly one completion.
 
 A copy is cut into chunks of whole pages, neighbours in both tiers joined into one piece; the page in which it begins
-is copied whole, over the same bytes. At most ``IN_FLIGHT`` chunks of a link are queued at a time, so an abort waits
-for megabytes and not for a batch. Chunks between devices may be large (each costs tens of microseconds there), those
-from and to the host are small enough to be given up.
+is copied whole, over the same bytes. Few chunks are queued at a time, so an abort waits for megabytes and not for a
+batch. Chunks between devices may be large (each costs tens of microseconds there), those from and to the host are
+small enough to be given up.
+
+Routes: *direct* over the link of the two places; *staged*, which is two copies of the scheduler's, into a helper's
+staging tier and out of it; *split*, which is one copy whose chunks go over the target's own link and through the
+helpers' slots at once (``ways``).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from attrs import define, field
+from attrs import define
 
 from alignedsched.cluster import HOST, Cluster
 from alignedsched.errors import ExecutorError
@@ -19,15 +23,16 @@ from alignedsched.events import CopyDone, CopyFailed
 from alignedsched.plan import Copy
 from alignedsched.request import RequestId
 
-from ..devices import Device, Event, Piece, Stream
+from ..devices import Device, Piece
 from .pages import runs
 from .pool import Holding, KVPool
 from .staging import StagingRing
+from .ways import Chunk, Direct, Landed, Relay
 
 HOST_CHUNK_BYTES = 16 << 20
 PEER_CHUNK_BYTES = 256 << 20
-IN_FLIGHT = 2
 REVOKED = "staging was revoked"
+Ends = tuple[str, str]  # places: from, to
 
 
 @define(eq=False)
@@ -35,63 +40,114 @@ class _Job:
     """A copy under way."""
 
     copy: Copy
-    stream: Stream
-    link: str
-    chunks: deque[list[Piece]]
+    ends: Ends
+    chunks: deque[Chunk]  # on no way yet
     source: Holding | None  # None: there was nothing left to read
     target: Holding
     filling: int = -1  # generation of the staging slot it fills
     draining: int = -1  # and of the one it reads
-    flying: deque[Event] = field(factory=deque)
+    flying: int = 0  # chunks on their way
     given_up: str = ""  # why nothing more of it is queued
 
 
 class Copier:
-    """Carries copies out. ``poll`` queues what may be queued and tells what has ended."""
+    """Carries copies out. ``poll`` queues what may be queued and tells what has ended.
 
-    def __init__(self, cluster: Cluster, pools: Mapping[str, KVPool], devices: Mapping[str, Device]) -> None:
+    ``relay_slots``: slots of a host chunk each, which every device that can lends to the copies from the host to each
+    other one (0: no copy is split). A device can if it has a link from the host and one to the target, and shares no
+    channel with the target's own link.
+    """
+
+    def __init__(
+        self, cluster: Cluster, pools: Mapping[str, KVPool], devices: Mapping[str, Device], relay_slots: int = 0
+    ) -> None:
         self._cluster = cluster
         self._pools = pools
+        self._shape = next(iter(pools.values())).shape
         self._devices = devices
         self.rings = {tier.id: StagingRing(tier.id) for tier in cluster.tiers.values() if tier.staged}
         self._jobs: dict[int, _Job] = {}
-        self._links: dict[tuple[str, str], deque[int]] = {}  # copies by link, in order
-        self.copied_bytes: dict[tuple[str, str], int] = dict.fromkeys(cluster.link, 0)
+        self._queues: dict[Ends, list[int]] = {ends: [] for ends in cluster.link}  # copies, in order
+        self._direct: dict[Ends, Direct[_Job]] = {ends: Direct(*self._link(ends)) for ends in cluster.link}
+        self.relays: dict[Ends, list[Relay[_Job]]] = {
+            ends: self._relays(ends, relay_slots) if relay_slots else [] for ends in cluster.link
+        }
+        self._ended: list[CopyDone | CopyFailed] = []  # aborted, not told yet
+        self.copied_bytes: dict[Ends, int] = dict.fromkeys(cluster.link, 0)
         self.staged_bytes = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def relayed_bytes(self) -> int:
+        """Of the copied bytes, those that went through helpers' slots."""
+        return sum(relay.bytes for relays in self.relays.values() for relay in relays)
+
+    # -- ways
+
+    def _link(self, ends: Ends) -> tuple[Device, str]:
+        """A link's name, and the device whose stream it is driven by: the one that pulls, unless that is the host."""
+        return self._devices[ends[1] if ends[1] != HOST else ends[0]], "->".join(ends)
+
+    def _relays(self, ends: Ends, slots: int) -> list[Relay[_Job]]:
+        """One for each helper between these ends."""
+        source, target = ends
+        links, found = self._cluster.link, []
+        for helper, device in self._devices.items() if source == HOST else ():
+            fill, drain = (HOST, helper), (helper, target)
+            if fill not in links or drain not in links or set(links[fill].shares) & set(links[ends].shares):
+                continue  # over a channel they share, it would only take what the own link then lacks
+            buffer = device.empty((slots, self._chunk_pages(ends), *self._shape.shape), self._shape.dtype)
+            found.append(Relay[_Job](helper, buffer, self._link(fill), self._link(drain)))
+        return found
+
+    def _ways(self, ends: Ends) -> tuple[Direct[_Job] | Relay[_Job], ...]:
+        """The own link comes first: a relay takes what it has no room for."""
+        return (self._direct[ends], *self.relays[ends])
+
+    def _chunk_pages(self, ends: Ends) -> int:
+        return max(1, (HOST_CHUNK_BYTES if HOST in ends else PEER_CHUNK_BYTES) // self._shape.bytes)
+
+    # -- for the executor
+
     def start(self, copy: Copy) -> None:
-        """Take a copy's target pages and queue its first chunks. Raises ExecutorError if it cannot be carried out."""
+        """Take a copy's target pages and queue its first chunks.
+
+        Raises ExecutorError if it cannot be carried out; nothing has changed then.
+        """
         source, target = self._pools[copy.source], self._pools[copy.target]
         ring = self.rings.get(copy.source)
         refused = ring is not None and not ring.readable(copy.request)  # before the scheduler could hear of it
         have = len(source.pages(copy.request)) * source.shape.page_size
         if have < copy.end and not refused:
             raise ExecutorError(f"{copy} reads {copy.end} tokens, {have} have pages in {copy.source!r}")
-        filling = self.rings[copy.target].fill(copy.request) if copy.target in self.rings else -1
-        draining = ring.drain(copy.request) if ring is not None and not refused else -1
-        target.hold(copy.request, copy.end)
         ends = self._cluster.place(copy.source), self._cluster.place(copy.target)
-        link = f"{ends[0]}->{ends[1]}"
-        driver = self._devices[ends[1] if ends[1] != HOST else ends[0]]
-        chunks = self._cut(copy, source, target) if not refused else deque()
-        read = None if refused else source.touch(copy.request, 1, copy.end)
-        written = target.touch(copy.request, 1, copy.end)
-        job = _Job(copy, driver.stream(link), link, chunks, read, written, filling, draining)
-        job.given_up = REVOKED if refused else ""
+        if ends not in self._queues:
+            raise ExecutorError(f"{copy}: there is no link from {ends[0]!r} to {ends[1]!r}")
+        if copy.target in self.rings:
+            self.rings[copy.target].check_fill(copy.request)
+        target.hold(copy.request, copy.end)
+        job = _Job(
+            copy,
+            ends,
+            self._cut(copy, ends) if not refused else deque(),
+            None if refused else source.touch(copy.request, 1, copy.end),
+            target.touch(copy.request, 1, copy.end),
+            filling=self.rings[copy.target].fill(copy.request) if copy.target in self.rings else -1,
+            draining=ring.drain(copy.request) if ring is not None and not refused else -1,
+            given_up=REVOKED if refused else "",
+        )
         self._jobs[copy.copy] = job
-        self._links.setdefault(ends, deque()).append(copy.copy)
+        self._queues[ends].append(copy.copy)
         self._push(ends)
 
-    def _cut(self, copy: Copy, source: KVPool, target: KVPool) -> deque[list[Piece]]:
+    def _cut(self, copy: Copy, ends: Ends) -> deque[Chunk]:
         """Pieces of whole pages, grouped into chunks."""
-        size = source.shape.page_size
-        first, last = copy.start // size, source.shape.pages(copy.end)
-        from_host = HOST in (copy.source, copy.target)
-        limit = max(1, (HOST_CHUNK_BYTES if from_host else PEER_CHUNK_BYTES) // source.shape.bytes)  # pages a chunk
-        chunks: deque[list[Piece]] = deque()
+        source, target = self._pools[copy.source], self._pools[copy.target]
+        first, last = copy.start // source.shape.page_size, source.shape.pages(copy.end)
+        limit = self._chunk_pages(ends)
+        chunks: deque[Chunk] = deque()
         room = 0
         for there, here, length in runs(source.pages(copy.request)[first:last], target.pages(copy.request)[first:last]):
             done = 0
@@ -100,29 +156,43 @@ class Copier:
                     chunks.append([])
                     room = limit
                 now = min(room, length - done)
-                chunks[-1].append(
-                    Piece(target.data[here + done : here + done + now], source.data[there + done : there + done + now])
-                )
+                begins = copy.start % source.shape.page_size if chunks[0] == [] else 0
+                chunks[-1].append(_piece(source, there + done, target, here + done, now, begins))
                 done += now
                 room -= now
         return chunks
 
-    def _push(self, ends: tuple[str, str]) -> None:
-        """Keep the link busy: chunks of its oldest copies, in order."""
-        flying = sum(len(self._jobs[number].flying) for number in self._links[ends])
-        for number in self._links[ends]:
+    def _push(self, ends: Ends) -> None:
+        """Keep every way busy: chunks of the oldest copies, in order."""
+        ways = self._ways(ends)
+        for number in self._queues[ends]:
             job = self._jobs[number]
-            while job.chunks and flying < IN_FLIGHT:
-                job.stream.copy(job.chunks.popleft(), job.link)
-                job.flying.append(job.stream.record())
-                flying += 1
+            while job.chunks:
+                way = next((way for way in ways if way.has_room()), None)
+                if way is None:
+                    return
+                job.flying += 1
+                way.take(job, job.chunks.popleft())
 
     def abort(self, copy: int) -> None:
-        """Queue nothing more of a copy; it ends as failed when what is queued has ended. Unknown: ended already."""
+        """Queue nothing more of a copy. What has all been queued arrives; else it ends as failed, at once if nothing of
+        it is under way.
+
+        Unknown: it has ended already.
+        """
         job = self._jobs.get(copy)
-        if job is not None and (job.chunks or job.flying):
-            job.chunks.clear()
-            job.given_up = job.given_up or "aborted"
+        if job is not None and job.chunks:
+            self._give_up(job, "aborted")
+            if not job.flying:
+                self._queues[job.ends].remove(copy)
+                self._ended.append(self._end(job))
+
+    def _give_up(self, job: _Job, why: str) -> None:
+        """What is on its way to the target lands; nothing more is queued, and what is in slots goes no further."""
+        job.chunks.clear()
+        job.given_up = job.given_up or why
+        for relay in self.relays[job.ends]:
+            relay.revoke(job)
 
     def free_staged(self, request: RequestId, tier: str) -> None:
         """Nobody needs a request's staged KV any more."""
@@ -135,24 +205,41 @@ class Copier:
         self._pools[tier].forget(request)
         for job in self._jobs.values():
             if job.copy.request == request and job.copy.target == tier:
-                job.chunks.clear()
-                job.given_up = job.given_up or REVOKED
+                self._give_up(job, REVOKED)
+
+    def revoke_slots(self, helper: str) -> None:
+        """A helper's slots are taken back: chunks that are not on their way out of them go another way."""
+        for relays in self.relays.values():
+            for relay in relays:
+                if relay.helper == helper:
+                    relay.revoke()
 
     def poll(self) -> list[CopyDone | CopyFailed]:
         """Completions since the last call, in the order of their links' queues; then keep links busy."""
-        ended: list[CopyDone | CopyFailed] = []
-        for ends, numbers in self._links.items():
+        ended, self._ended = self._ended, []
+        for ends, numbers in self._queues.items():
+            if not numbers:
+                continue
+            for way in self._ways(ends):
+                self._take_in(way.poll())
             for number in tuple(numbers):
                 job = self._jobs[number]
-                while job.flying and job.flying[0].done():
-                    job.flying.popleft()
                 if not job.chunks and not job.flying:
                     numbers.remove(number)
-                    ended.append(self._end(job, ends))
+                    ended.append(self._end(job))
             self._push(ends)
         return ended
 
-    def _end(self, job: _Job, ends: tuple[str, str]) -> CopyDone | CopyFailed:
+    def _take_in(self, landed: Iterable[Landed[_Job]]) -> None:
+        for chunk in landed:
+            job = chunk.owner
+            job.flying -= 1
+            if chunk.error:
+                self._give_up(job, chunk.error)
+            elif chunk.again and not job.given_up:
+                job.chunks.appendleft(chunk.chunk)
+
+    def _end(self, job: _Job) -> CopyDone | CopyFailed:
         copy = job.copy
         del self._jobs[copy.copy]
         if job.source is not None:
@@ -166,6 +253,13 @@ class Copier:
             self._pools[copy.target].undo(copy.request, job.target, copy.start)
             return CopyFailed(copy.copy, job.given_up)
         moved = self._cluster.layout.copy_bytes(copy.start, copy.end)
-        self.copied_bytes[ends] += moved
+        self.copied_bytes[job.ends] += moved
         self.staged_bytes += moved if copy.target in self.rings else 0
         return CopyDone(copy.copy)
+
+
+def _piece(source: KVPool, there: int, target: KVPool, here: int, pages: int, begins: int) -> Piece:
+    """Neighbouring pages from ``there`` to ``here``, of which the first ``begins`` tokens are at the target already."""
+    into = target.data[here : here + pages]
+    fresh = (into[:1, :, :, :, begins:], into[1:]) if begins else None
+    return Piece(into, source.data[there : there + pages], fresh)

@@ -61,11 +61,15 @@ class StagingRing:
         slot = self._slots.get(request)
         return slot is not None and not slot.revoked and slot.state is not SlotState.FILLING
 
-    def fill(self, request: RequestId) -> int:
-        """A copy into the slot begins; returns the generation its end has to name."""
+    def check_fill(self, request: RequestId) -> None:
+        """Raises ExecutorError, naming what happens to the slot, if no copy into it may begin."""
         slot = self._slots.get(request)
         if slot is not None and slot.state is not SlotState.READY:
             raise ExecutorError(f"{self.device!r} stages {request!r} again while its slot is {self._is(slot)}")
+
+    def fill(self, request: RequestId) -> int:
+        """A copy into the slot begins; returns the generation its end has to name. Raises as ``check_fill``."""
+        self.check_fill(request)
         self._generation += 1
         self._slots[request] = Slot(request, self._generation)
         return self._generation

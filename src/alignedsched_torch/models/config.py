@@ -92,7 +92,7 @@ class ModelConfig:
         if head_dim % 2:
             raise ConfigError(f"{where}: head_dim {head_dim} must be even")
         theta, scaling = _rope(raw, get)
-        bias = bool(raw.get("attention_bias", family == "qwen2"))
+        bias = get.flag("attention_bias", family == "qwen2")
         return cls(
             family=str(family),
             vocab=get.whole("vocab_size"),
@@ -106,7 +106,7 @@ class ModelConfig:
             rope_theta=theta,
             rope_scaling=scaling,
             max_positions=get.whole("max_position_embeddings"),
-            tied=bool(raw.get("tie_word_embeddings", False)),
+            tied=get.flag("tie_word_embeddings", False),
             qkv_bias=bias,
             out_bias=bias and family != "qwen2",
             qk_norm=family == "qwen3",
@@ -117,7 +117,7 @@ class ModelConfig:
 
 @frozen
 class _Getter:
-    """Numbers of a configuration, or an error that names the field."""
+    """Fields of a configuration, or an error that names the one that is wrong."""
 
     raw: Mapping[str, Any]
     where: str
@@ -127,6 +127,13 @@ class _Getter:
         value = default if value is None else value
         if type(value) is not int or value < 1:
             raise ConfigError(f"{self.where}: {name} must be a whole number of at least 1, got {value!r}")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if type(value) is not bool:
+            raise ConfigError(f"{self.where}: {name} must be true or false, got {value!r}")
         return value
 
     def number(self, name: str, default: float | None = None, among: Mapping[str, Any] | None = None) -> float:

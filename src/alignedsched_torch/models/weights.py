@@ -1,8 +1,8 @@
 """Weights from safetensors files, single or sharded, straight into the form the decoder computes with.
 
-Every tensor is checked by name, shape and kind before it is taken; what is missing, unknown or cut short is an error
-that names it. Tensors are read one by one, q, k, v and gate, up into their fused places, so the peak is about one copy
-of the weights. A tensor-parallel rank reads its share of the rows or columns only.
+Every tensor is checked by name, shape and kind before any memory is taken; what is missing, unknown or cut short is an
+error that names it. Tensors are read one by one, q, k, v and gate, up into their fused places, so the peak is about one
+copy of the weights. A tensor-parallel rank reads its share of the rows or columns only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from alignedsched.errors import ConfigError
 
 from .config import ModelConfig
+
+KINDS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 
 
 @define(eq=False)
@@ -71,7 +73,7 @@ class _Place:
 def load_weights(
     folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard | None = None
 ) -> Weights:
-    """Read all weights of a model folder.
+    """Read all weights of a model folder. Raises MemoryError where they do not fit on the device.
 
     Raises ConfigError naming the file and the tensor that is missing, unknown, of another shape, or cut short, and
     when the heads cannot be shared out among the ranks.
@@ -82,10 +84,22 @@ def load_weights(
             raise ConfigError(f"{count} {name} heads cannot be shared out evenly among {shard.of} ranks")
     if config.intermediate % shard.of:
         raise ConfigError(f"intermediate_size {config.intermediate} is no multiple of {shard.of} ranks")
-    weights, places = _prepare(config, dtype, device, shard)
     folder = Path(folder)
+    files = _files(folder)
+    _check(folder, files, config, _prepare(config, dtype, torch.device("meta"), shard)[1])
+    weights, places = _prepare(config, dtype, device, shard)
+    for file in files:
+        for name, read in _tensors(file):
+            if name in places:
+                place = places[name]
+                place.target[place.rows].copy_(read(place.cut))
+    return weights
+
+
+def _check(folder: Path, files: list[Path], config: ModelConfig, places: dict[str, _Place]) -> None:
+    """Names, shapes and kinds by the files' headers, before any memory is taken."""
     missing = dict(places)
-    for file in _files(folder):
+    for file in files:
         for name, read in _tensors(file):
             place = missing.pop(name, None)
             if place is None:
@@ -94,18 +108,15 @@ def load_weights(
                 if _ignorable(name, config):
                     continue
                 raise ConfigError(f"{file}: tensor {name!r} belongs to no part of a {config.family} decoder")
-            tensor = read(place.cut)
             if read.shape != place.shape:
                 raise ConfigError(
                     f"{file}: tensor {name!r} has shape {list(read.shape)}, the config says {list(place.shape)}"
                 )
-            if not tensor.is_floating_point():
-                raise ConfigError(f"{file}: tensor {name!r} is {tensor.dtype}, floating-point weights are supported")
-            place.target[place.rows].copy_(tensor)
+            if read.kind not in KINDS:
+                raise ConfigError(f"{file}: tensor {name!r} is {read.kind}, supported: {', '.join(KINDS)}")
     if missing:
         some = ", ".join(sorted(missing)[:4])
         raise ConfigError(f"{folder}: {len(missing)} tensors are missing, among them {some}")
-    return weights
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
@@ -119,7 +130,10 @@ def _prepare(
     """Empty weights, and for every tensor of the files its place in them."""
 
     def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+        try:
+            return torch.empty(shape, dtype=dtype, device=device)
+        except RuntimeError as error:
+            raise MemoryError(f"the weights do not fit on {device}: {error}") from error
 
     whole = slice(None)
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
@@ -192,6 +206,7 @@ class _Reader:
     def __init__(self, opened: object, name: str, file: Path) -> None:
         self._slice = opened.get_slice(name)  # type: ignore[attr-defined]
         self.shape = tuple(self._slice.get_shape())
+        self.kind = str(self._slice.get_dtype())
         self._name, self._file = name, file
 
     def __call__(self, cut: tuple[slice, ...]) -> torch.Tensor:

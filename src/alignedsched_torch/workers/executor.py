@@ -134,6 +134,11 @@ class WorkersExecutor:
         """KV copied so far, by (source, target) place."""
         return self._flights.copied_bytes
 
+    @property
+    def staged_bytes(self) -> int:
+        """Of these, what went into staging memory."""
+        return self._flights.staged_bytes
+
     def pids(self, lane: str) -> tuple[int, ...]:
         """The worker processes of a lane, by rank; none while it is lost."""
         return self._groups[lane].pids if lane in self._groups else ()
@@ -296,8 +301,8 @@ class WorkersExecutor:
                     heard(token)
         for copy, pages in told.lent:
             events += self._flights.lent(copy, rank, pages, drafts)
-        for copy in told.moved:
-            events += self._flights.moved(copy, rank, drafts)
+        for moved in told.moved:
+            events += self._flights.moved(moved, rank, drafts)
         for event in told.events:
             state.through = max(state.through, event.through)
             for request, _ in event.finished:

@@ -16,7 +16,7 @@ from alignedsched.plan import Copy
 
 from ..memory import KVPool
 from ..memory.pool import Holding
-from .messages import Lend, Move
+from .messages import Lend, Move, Moved
 
 
 @define(eq=False)
@@ -34,7 +34,8 @@ class _Flight:
     lender: str  # lane that lends pages, or ""
     mover: str  # lane that moves them
     pages: dict[int, tuple[int, ...]] = field(factory=dict)  # lent so far, by rank
-    arrived: set[int] = field(factory=set)  # ranks whose share has
+    ended: set[int] = field(factory=set)  # ranks whose share has
+    error: str = ""  # of a rank whose share has not arrived
     moving: bool = False
     aborted: bool = False
     held: Holding | None = None  # the host's pages it touches
@@ -50,6 +51,7 @@ class Flights:
         self._ranks = ranks
         self._flights: dict[int, _Flight] = {}
         self.copied_bytes: dict[tuple[str, str], int] = dict.fromkeys(cluster.link, 0)
+        self.staged_bytes = 0
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -102,19 +104,26 @@ class Flights:
         self._move(flight, flight.pages, drafts)
         return []
 
-    def moved(self, copy: int, rank: int, drafts: Mapping[str, Draft]) -> list[CopyDone]:
-        """A rank's share has arrived. Returns the end of the copy when all shares have."""
-        flight = self._flights.get(copy)
+    def moved(self, moved: Moved, rank: int, drafts: Mapping[str, Draft]) -> list[CopyDone | CopyFailed]:
+        """A rank's share has ended. Returns the end of the copy when all shares have."""
+        flight = self._flights.get(moved.copy)
         if flight is None:
             return []
-        flight.arrived.add(rank)
-        if len(flight.arrived) < self._ranks:
+        flight.ended.add(rank)
+        flight.error = flight.error or moved.error
+        if len(flight.ended) < self._ranks:
             return []
         self._end(flight, drafts)
-        done = flight.copy
-        ends = self._cluster.place(done.source), self._cluster.place(done.target)
-        self.copied_bytes[ends] += self._cluster.layout.copy_bytes(done.start, done.end)
-        return [CopyDone(copy)]
+        copy = flight.copy
+        if flight.error:
+            if flight.held is not None and self._host is not None and copy.target == HOST:
+                self._host.undo(copy.request, flight.held, copy.start)
+            return [CopyFailed(copy.copy, flight.error)]
+        ends = self._cluster.place(copy.source), self._cluster.place(copy.target)
+        size = self._cluster.layout.copy_bytes(copy.start, copy.end)
+        self.copied_bytes[ends] += size
+        self.staged_bytes += size if self._cluster.tiers[copy.target].staged else 0
+        return [CopyDone(copy.copy)]
 
     def lose(self, lane: str, drafts: Mapping[str, Draft]) -> None:
         """A lane's workers are gone: copies from and to their memory have ended, untold."""

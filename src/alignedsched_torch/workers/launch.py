@@ -20,7 +20,7 @@ from typing import Protocol
 
 from attrs import define
 
-from alignedsched.errors import ExecutorError
+from alignedsched.errors import ConfigError, ExecutorError
 
 from .wire import Wire
 
@@ -121,6 +121,8 @@ class Stranger:
 class Listen:
     """Waits at ``path`` (a Unix socket) for processes that torchrun started: worker ``number`` is its ``RANK``.
 
+    Raises ConfigError naming a path at which there can be no socket.
+
     ``ALIGNEDSCHED_DRIVER=PATH torchrun --no-python --nproc-per-node=N python -m alignedsched_torch.workers``
     """
 
@@ -129,7 +131,11 @@ class Listen:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._server.bind(str(path))
+        try:
+            self._server.bind(str(path))
+        except OSError as error:
+            self._server.close()
+            raise ConfigError(f"no socket at {str(path)!r} to wait at: {error.strerror or error}") from error
         self._path.chmod(0o600)  # whoever may connect is handed the regions
         self._server.listen()
         self._waiting: dict[int, tuple[Process, Wire]] = {}

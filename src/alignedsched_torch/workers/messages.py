@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from attrs import frozen
 
@@ -32,6 +34,7 @@ class News:
     top_k: int = 0
     seed: int = 0
     stops: tuple[int, ...] = ()
+    heard: bool = False  # somebody wants each token at once
 
 
 @frozen
@@ -48,6 +51,14 @@ class Move:
     start: int
     end: int
     pages: tuple[tuple[int, ...], ...] = ()
+
+
+@frozen
+class Moved:
+    """A rank's share of a copy has ended: it has arrived, or ``error`` says why not."""
+
+    copy: int
+    error: str = ""
 
 
 @frozen
@@ -94,7 +105,7 @@ class Told:
 
     made: tuple[Made, ...] = ()
     events: tuple[StepsDone | StepsFailed, ...] = ()
-    moved: tuple[int, ...] = ()  # copies
+    moved: tuple[Moved, ...] = ()
     lent: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (copy, pages)
     held: bool = False  # the lane launches nothing before ``go``
     broken: str = ""  # why this worker ends
@@ -103,7 +114,7 @@ class Told:
         return any((self.made, self.events, self.moved, self.lent, self.held, self.broken))
 
 
-register(News, Move, Lend, Orders, Made, Told)
+register(News, Move, Moved, Lend, Orders, Made, Told)
 
 
 def all_of(job: Job) -> News:
@@ -111,12 +122,14 @@ def all_of(job: Job) -> News:
     way = job.sampling
     return News(
         job.id, 0, tuple(job.produced), tuple(job.prompt.tolist()), job.limit, way.temperature, way.top_p, way.top_k,
-        way.seed, tuple(sorted(job.stops)),
+        way.seed, tuple(sorted(job.stops)), job.heard is not None,
     )  # fmt: skip
 
 
-def learn(jobs: dict[RequestId, Job], news: News) -> None:
+def learn(jobs: dict[RequestId, Job], news: News, spoke: Callable[[RequestId], None]) -> None:
     """Take news of a request into a lane's jobs. Tokens it made itself meanwhile stay.
+
+    ``spoke`` is called with each token of a request of which somebody wants them at once.
 
     Raises ExecutorError when tokens between what it has and the news are missing.
     """
@@ -124,7 +137,10 @@ def learn(jobs: dict[RequestId, Job], news: News) -> None:
     if job is None:
         way = Sampling(news.temperature, news.top_p, news.top_k, news.seed)
         request = Request(news.request, len(news.prompt), news.limit)
-        job = Job(request, np.array(news.prompt, dtype=np.int64), news.limit, way, frozenset(news.stops))
+        prompt, name = np.array(news.prompt, dtype=np.int64), news.request
+        job = Job(request, prompt, news.limit, way, frozenset(news.stops))
+        if news.heard:
+            job.heard = lambda _: spoke(name)
         jobs[news.request] = job
     if len(job.produced) < news.known:
         raise ExecutorError(f"news of {job.id!r} begin at token {news.known}, {len(job.produced)} are known")

@@ -1,7 +1,7 @@
 """Copies between a worker's own pages and memory it shares with others: the far side's pages are told, not looked up.
 
 Each copy is queued on the copy stream in pieces of neighbouring pages and ends when its event has fired. Copies of one
-worker go in the order in which they came.
+worker go in the order in which they came. One whose device or link fails ends too, and says so.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from attrs import define
 from alignedsched.errors import ExecutorError
 from alignedsched.request import RequestId
 
-from ..devices import Device, Event, Piece
+from ..devices import Device, Piece
 from ..memory import KVPool
 from ..memory.pages import runs
 from ..memory.pool import Holding
-from .messages import Lend, Move
+from ..memory.ways import Flight
+from .messages import Lend, Move, Moved
 
 
 @define(eq=False)
 class _Flying:
-    copy: int
-    event: Event
+    move: Move
+    flight: Flight
     held: list[tuple[KVPool, Holding]]  # the pages it touches in this worker's own tiers
 
 
@@ -56,8 +57,7 @@ class Mover:
             pieces.append(Piece(target[into : into + length], source[first : first + length]))
         mine = [self._pools[tier] for tier in (move.source, move.target) if tier in self._pools]
         held = [(pool, pool.touch(move.request, 1, move.end)) for pool in mine]
-        self._stream.copy(pieces, f"{move.source}->{move.target}")
-        self._flying.append(_Flying(move.copy, self._stream.record(), held))
+        self._flying.append(_Flying(move, Flight.begin(self._stream, pieces, f"{move.source}->{move.target}"), held))
 
     def _side(self, move: Move, tier: str) -> tuple[list[int], torch.Tensor]:
         """The pages of one side, and the memory they are in."""
@@ -74,18 +74,20 @@ class Mover:
             raise ExecutorError(f"{end} tokens of {request!r} are wanted, {len(pages)} pages are in {pool.tier!r}")
         return pages[start // size : pool.shape.pages(end)]
 
-    def ended(self) -> list[int]:
+    def ended(self) -> list[Moved]:
         """Copies that have ended since the last call."""
         ended = []
-        while self._flying and self._flying[0].event.done():
-            ended.append(self._end())
+        while self._flying and self._flying[0].flight.ended():
+            ended.append(self._end(self._flying.popleft()))
         return ended
 
-    def _end(self) -> int:
-        flying = self._flying.popleft()
+    def _end(self, flying: _Flying) -> Moved:
+        move, error = flying.move, flying.flight.error
         for pool, held in flying.held:
             pool.leave(held)
-        return flying.copy
+            if error and pool.tier == move.target:
+                pool.undo(move.request, held, move.start)
+        return Moved(move.copy, f"{move.source}->{move.target}: {error}" if error else "")
 
     # -- pages that others read
 

@@ -23,7 +23,7 @@ from ..job import Job
 from .build import Rank, build
 from .launch import FD_VARIABLE, PATH_VARIABLE
 from .memory import Region, Ring
-from .messages import Made, Orders, Told, learn
+from .messages import Made, Moved, Orders, Told, learn
 from .spec import WorkerSpec
 from .wire import Bell, ClosedError, Turns, Wire
 
@@ -52,7 +52,8 @@ class Worker:
         self._held = False  # what was told has not been answered: nothing is launched
         self._known: dict[str, int] = {}  # tokens of each request the driver knows
         self._active: dict[str, Job] = {}  # requests that may have made tokens since the last report
-        self._moved: list[int] = []
+        self._spoke: dict[str, None] = {}  # requests with tokens that somebody wants at once
+        self._moved: list[Moved] = []
         self._last = (-1, -1)  # the last turn
 
     def run(self) -> None:
@@ -62,13 +63,20 @@ class Worker:
             turn = self._decide() if self._leads else self._follow()
             if turn is not None:
                 self.turn(*turn)
-            self._moved += self._rank.mover.ended()
+            self._moved += self._ended_moves()
             if self._moved:
                 self._tell(Told())
             idle = turn is None and not self._under_way()
             self._ring(idle)
             if turn is None and not busy:
                 self._wait()
+
+    def _ended_moves(self) -> list[Moved]:
+        ended = self._rank.mover.ended()
+        failed = next((moved for moved in ended if moved.error), None)
+        if failed is not None and not self._alone:
+            raise GroupBrokenError(f"a copy failed on one rank of several: {failed.error}")
+        return ended
 
     # -- hearing
 
@@ -124,6 +132,8 @@ class Worker:
             lane.pump(through)
         if asked or lane.due():
             self._report()
+        elif self._spoke:
+            self._tell(Told(self._said_at_once()))
 
     def _report(self) -> None:
         """Tell what the lane has done. What it may have launched is known now, so it waits for the answer.
@@ -141,7 +151,7 @@ class Worker:
         for copy in orders.returned:
             rank.mover.returned(copy)
         for news in orders.news:
-            learn(rank.jobs, news)
+            learn(rank.jobs, news, self._speaks)
             self._known[news.request] = max(self._known.get(news.request, 0), news.known + len(news.produced))
         for drop in orders.drops:
             rank.pools[drop.tier].keep(drop.request, drop.keep)
@@ -158,6 +168,10 @@ class Worker:
                     self._active[request] = rank.jobs[request]
             rank.lane.take(step)
 
+    def _speaks(self, request: str) -> None:
+        """A request has a new token that somebody wants at once."""
+        self._spoke[request] = None
+
     def _release(self, request: str) -> None:
         job = self._rank.jobs.pop(request, None)
         self._known.pop(request, None)
@@ -172,16 +186,28 @@ class Worker:
     def _made(self) -> tuple[Made, ...]:
         """Tokens the driver does not know. O(members) for each report."""
         made, awaited = [], self._rank.lane.awaited()
+        self._spoke.clear()
         for request, job in tuple(self._active.items()):
-            if job.slot >= 0:
-                self._rank.table.collect(job.slot)
-            elif request not in awaited:
+            made += self._news_of(request, job)
+            if job.slot < 0 and request not in awaited:
                 del self._active[request]
-            known = self._known.get(request, 0)
-            if len(job.produced) > known:
-                made.append(Made(request, known, tuple(job.produced[known:])))
-                self._known[request] = len(job.produced)
         return tuple(made)
+
+    def _said_at_once(self) -> tuple[Made, ...]:
+        """The same of requests whose tokens somebody wants at once. O(those)."""
+        spoke, self._spoke = self._spoke, {}
+        return tuple(made for request in spoke for made in self._news_of(request, self._rank.jobs.get(request)))
+
+    def _news_of(self, request: str, job: Job | None) -> list[Made]:
+        if job is None:
+            return []
+        if job.slot >= 0:
+            self._rank.table.collect(job.slot)
+        known = self._known.get(request, 0)
+        if len(job.produced) <= known:
+            return []
+        self._known[request] = len(job.produced)
+        return [Made(request, known, tuple(job.produced[known:]))]
 
     def _tell(self, told: Told) -> None:
         """Write a report; the other ranks of a group write only what is their own."""
