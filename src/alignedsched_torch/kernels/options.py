@@ -1,0 +1,31 @@
+"""How a kernel is cut for the hardware: chosen by shape and width, so that the wanted programs fit on each processor.
+
+One program for each of Hopper's processors cannot hide the memory's latency; three can (FlashInfer PR 4904: 2.40 to
+3.30 TB/s by the size of the grid alone). What was chosen here was read off compiled code (``build``), not timed.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+PER_PROCESSOR = 3  # decode programs wanted on each streaming multiprocessor at once
+
+
+@frozen
+class Options:
+    """``tile`` tokens at a time, ``stages`` tiles in the pipeline, ``warps`` of 32 threads a program."""
+
+    tile: int
+    stages: int
+    warps: int
+
+
+def options(head_dim: int, item_bytes: int) -> Options:
+    """For heads of ``head_dim`` values of ``item_bytes`` bytes: about 16 KiB of K, and as much of V, a tile."""
+    tile = max(16, min(64, 16384 // (power(head_dim) * item_bytes)))
+    return Options(tile, 3, 4)
+
+
+def power(count: int) -> int:
+    """The next power of two, at least 16: the least that a matrix product takes."""
+    return max(16, 1 << (count - 1).bit_length())
