@@ -21,9 +21,10 @@ class Options:
 
 
 def options(head_dim: int, item_bytes: int) -> Options:
-    """For heads of ``head_dim`` values of ``item_bytes`` bytes: about 16 KiB of K, and as much of V, a tile."""
-    tile = max(16, min(64, 16384 // (power(head_dim) * item_bytes)))
-    return Options(tile, 3, 4)
+    """For heads of ``head_dim`` values of ``item_bytes`` bytes: the largest tile whose program does not spill."""
+    width = power(head_dim)
+    tile = 64 if item_bytes == 2 and width <= 128 else max(16, min(64, 2048 // width))
+    return Options(tile, stages=3, warps=4)
 
 
 def power(count: int) -> int:

@@ -14,7 +14,7 @@ from alignedsched.errors import ExecutorError
 from .device import move_pages_kernel
 
 PROGRAMS = 64  # enough for a link, few enough to leave room for decoding; not timed
-_BLOCK = 1024  # 4-byte words a piece
+BLOCK = 1024  # 4-byte words a piece
 
 
 def move_pages(
@@ -34,7 +34,7 @@ def move_pages(
     read, written = (side.flatten(1).view(torch.int32) for side in (source, target))
     move_pages_kernel[(programs,)](
         read, source_ids, written, target_ids, len(source_ids), read.stride(0), written.stride(0),
-        WORDS=words, BLOCK=_BLOCK, num_warps=4,
+        WORDS=words, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
 
 
