@@ -48,9 +48,9 @@ class Engine:
     """Serves one model in this process.
 
     ``device``: cpu, cuda or cuda:N. ``dtype``: a name of ``DTYPES`` (None: the checkpoint's own). ``topology``:
-    colocated or disaggregated (see ``clusters``). ``kv_tokens`` and ``host_tokens`` are the KV that fits on the device
-    and in host memory; ``costs`` are shown to policies that compare step times. Close it, or use it as a context
-    manager: open requests are then cancelled.
+    colocated or disaggregated (see ``clusters``). ``attention``: a name of ``kernels.choice``. ``kv_tokens`` and
+    ``host_tokens`` are the KV that fits on the device and in host memory; ``costs`` are shown to policies that compare
+    step times. Close it, or use it as a context manager: open requests are then cancelled.
 
     Raises ConfigError naming the file, field or option that is wrong.
     """
@@ -71,6 +71,7 @@ class Engine:
         run_ahead: int | None = None,
         max_horizon: int = 256,
         costs: Costs | None = None,
+        attention: str = "auto",
     ) -> None:
         self.config = ModelConfig.from_folder(folder)
         kind = _dtype(dtype if dtype is not None else self.config.dtype)
@@ -82,7 +83,7 @@ class Engine:
         sizes = Sizes(kv_tokens, host_tokens, page_size, max_members, max_tokens, run_ahead)
         self.cluster = plan_cluster(self.config, kind, devices, sizes)
         decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in self.cluster.lanes}
-        self.executor = TorchExecutor(self.cluster, devices, decoders)
+        self.executor = TorchExecutor(self.cluster, devices, decoders, attention=attention)
         self.scheduler = Scheduler(self.cluster, chosen, costs, max_horizon=max_horizon)
         self._figures = Figures(LatencyCollector(self.cluster), self.scheduler, self.executor)
         self._loop = Loop(self.scheduler, self.executor, self._figures.observe)

@@ -154,7 +154,10 @@ def resources(case: Case) -> Resources:
     spilled = sum(count for name, count in copies.items() if name[:3] in ("LDL", "STL"))
     threads = 32 * case.warps
     fits = min(
-        REGISTERS // (-(-registers // 8) * 8 * threads), SHARED_BYTES // (shared + RESERVED_BYTES), THREADS // threads, 32
+        REGISTERS // (-(-registers // 8) * 8 * threads),
+        SHARED_BYTES // (shared + RESERVED_BYTES),
+        THREADS // threads,
+        32,
     )
     return Resources(case.name, registers, shared, spilled, copies, fits, case.wanted)
 

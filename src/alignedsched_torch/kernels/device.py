@@ -74,6 +74,12 @@ def _attend(
 
 
 @triton.jit
+def _mean(total, weight):
+    """Sums by weights; nothing where there was nothing to read."""
+    return total / tl.where(weight > 0, weight, 1.0)[:, None]
+
+
+@triton.jit
 def _segment(length, PAGE: tl.constexpr, LEAST: tl.constexpr, SEGMENTS: tl.constexpr):
     """Tokens a segment of a request with that length; as ``plan.segment_pages``."""
     pages = (length + PAGE - 1) // PAGE
@@ -126,7 +132,7 @@ def balanced_kernel(
                 whole = passed & (start == 0)
                 part = (2 * p + tl.where(run == first, 0, 1)).to(tl.int64)
             made = (row * KV_HEADS + head) * GROUP * DIM + g[:, None] * DIM + d[None, :]
-            tl.store(out + made, (total / weight[:, None]).to(out.dtype.element_ty), mask=within & whole)
+            tl.store(out + made, _mean(total, weight).to(out.dtype.element_ty), mask=within & whole)
             kept = (g < GROUP) & (whole == 0)
             tl.store(part_sum + part * GROUP * DIM + g[:, None] * DIM + d[None, :], total, mask=within & kept[:, None])
             tl.store(part_top + part * GROUP + g, top, mask=kept)
@@ -202,7 +208,7 @@ def unsplit_kernel(
         0, length, page_stride, scale * _LOG2E, DIM, PAGE, TILE, STAGES,
     )  # fmt: skip
     made = out + row * (KV_HEADS * GROUP * DIM) + place
-    tl.store(made, (total / weight[:, None]).to(out.dtype.element_ty), mask=within & (length > 0))
+    tl.store(made, _mean(total, weight).to(out.dtype.element_ty), mask=within & (length > 0))
 
 
 @triton.jit
