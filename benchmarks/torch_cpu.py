@@ -56,13 +56,13 @@ class Ours:
             self.forward_s += time.thread_time() - began
             return made
 
-        Forward._compute = timed  # type: ignore[method-assign, assignment]
+        Forward._compute = timed  # type: ignore[method-assign]
         try:
             with Engine(self.folder, kv_tokens=KV_TOKENS, page_size=PAGE, max_tokens=STEP_TOKENS) as engine:
                 answers = engine.generate(prompts, max_new_tokens=NEW)
                 self.steps = engine.figures()["steps"]
         finally:
-            Forward._step = original  # type: ignore[method-assign]
+            Forward._compute = original  # type: ignore[method-assign]
         return [list(answer.tokens) for answer in answers]
 
 

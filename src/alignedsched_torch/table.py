@@ -187,7 +187,7 @@ class BatchTable:
         short = rows[self.length[rows] > self._held[rows] * self._size].tolist()
         if not short:
             return
-        names = [self.jobs[slot].id for slot in short]  # type: ignore[union-attr]
+        names = [self._job(slot).id for slot in short]
         self._pool.hold_each(zip(names, self.length[short].tolist(), strict=True))
         written = self.delta.pages
         for slot, name, held in zip(short, names, self._held[short].tolist(), strict=True):
