@@ -39,7 +39,7 @@ class TritonAttention:
                 default_programs(device), heads, shape.kv_heads, shape.head_dim, device,
                 invariant=name == "triton_invariant", rows=members,
             )  # fmt: skip
-        self._planned: tuple[int, int] = (-1, 0)  # the rows' version, tokens of all of them together
+        self._planned: tuple[int, int] = (-1, 0)  # the rows' version, and how long the longest is when it is time again
 
     def prepare(self, rows: DecodeRows) -> None:
         """Plan anew if the rows are others, or have grown by a page."""
