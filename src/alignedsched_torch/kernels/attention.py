@@ -125,7 +125,7 @@ def _offsets(counts: list[int], device: torch.device) -> torch.Tensor:
     """Where each begins, and the end: int32 [n + 1] on the device."""
     host = torch.zeros(len(counts) + 1, dtype=torch.int32)
     host[1:] = torch.tensor(counts).cumsum(0)
-    return host.pin_memory().to(device, non_blocking=True)
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def varlen(pool: KVPool) -> Callable[..., Any] | None:
