@@ -6,7 +6,7 @@ to the run's own steps. Which is used is known at the end only, so sums are kept
 
 from __future__ import annotations
 
-from attrs import define
+from attrs import define, field
 
 from alignedsched.cluster import Cluster
 from alignedsched.events import Event, StepsDone
@@ -22,34 +22,25 @@ from .own_surface import OwnSurface, uneven
 
 @define(eq=False)
 class _Lane:
-    """One lane that decodes. ``priced``: imbalance, in seconds or in tokens; ``_unfilled``: the share of a step that
-    pooled requests could have filled, weighed with its seconds and with its imbalance.
+    """One lane that decodes: seconds of its steps, the imbalance in them (seconds, or tokens to be priced), of both the
+    share in which pooled requests could have been members besides; seconds without a step, by reason.
     """
 
     until: float | None = None  # time accounted for
-    reason: Idle = Idle.NO_WORK
+    reason: Idle = Idle.NO_WORK  # why it is idle since then, if it is
     missing: int = 0
-    steps: float = 0.0  # seconds of steps
+    steps: float = 0.0
     steps_unfilled: float = 0.0
-    priced: float = 0.0
-    priced_unfilled: float = 0.0
-    batch: float = 0.0  # seconds without a step, by reason
-    copy: float = 0.0
-    no_work: float = 0.0
-
-    def idle(self, until: float, seconds: float) -> None:
-        if self.until is not None and seconds > 0:
-            self.batch += seconds if self.reason is Idle.BATCH else 0.0
-            self.copy += seconds if self.reason is Idle.COPY else 0.0
-            self.no_work += seconds if self.reason is Idle.NO_WORK else 0.0
-        self.until = until if self.until is None else max(self.until, until)
+    imbalance: float = 0.0
+    imbalance_unfilled: float = 0.0
+    idle: dict[Idle, float] = field(factory=lambda: dict.fromkeys(Idle, 0.0))
 
     def step(self, seconds: float, imbalance: float, served: int) -> None:
         unfilled = self.missing / (served + self.missing) if self.missing else 0.0
         self.steps += seconds
         self.steps_unfilled += seconds * unfilled
-        self.priced += imbalance
-        self.priced_unfilled += imbalance * unfilled
+        self.imbalance += imbalance
+        self.imbalance_unfilled += imbalance * unfilled
 
 
 class Bubbles:
@@ -58,7 +49,6 @@ class Bubbles:
     def __init__(self, cluster: Cluster, costs: Costs | None) -> None:
         self.own = OwnSurface()
         self._costs = costs
-        self._cluster = cluster
         self._lanes = {lane.id: _Lane() for lane in cluster.lanes if cluster.role(lane).decodes}
         self._facts: list[Stepped] = []
 
@@ -90,9 +80,9 @@ class Bubbles:
             mine = [fact for fact in facts if fact.lane == name]
             if mine:
                 end, busy = ends.get(name, now), sum(fact.seconds for fact in mine)
-                if lane.until is None:
-                    lane.until = end - busy
-                lane.idle(end, end - lane.until - busy)
+                if lane.until is not None:
+                    lane.idle[lane.reason] += max(0.0, end - lane.until - busy)
+                lane.until = end if lane.until is None else max(lane.until, end)
             for fact in mine:
                 served = sum(load.n + len(load.chunks) for load in fact.loads)
                 lane.step(fact.seconds, self._imbalance(fact), served)
@@ -115,14 +105,13 @@ class Bubbles:
         price = 1.0 if self._costs is not None else fitted[1] if fitted is not None else 0.0
         iteration = batch = copy = seconds = 0.0
         for lane in self._lanes.values():
-            if lane.until is not None:
-                lane.idle(until, until - lane.until)
-            cost = min(price * lane.priced, lane.steps)
-            iteration += cost
-            batch += lane.batch + max(0.0, lane.steps_unfilled - price * lane.priced_unfilled)
-            copy += lane.copy
-            seconds += lane.steps + lane.batch + lane.copy + lane.no_work
-        known = self._costs is not None or fitted is not None
+            idle = dict(lane.idle)
+            idle[lane.reason] += max(0.0, until - lane.until) if lane.until is not None else 0.0
+            iteration += min(price * lane.imbalance, lane.steps)
+            batch += idle[Idle.BATCH] + max(0.0, lane.steps_unfilled - price * lane.imbalance_unfilled)
+            copy += idle[Idle.COPY]
+            seconds += lane.steps + sum(idle.values())
         shares = {"iteration": iteration, "batch": batch, "copy_stall": copy}
-        fractions: dict[str, float | None] = {k: v / seconds if seconds else 0.0 for k, v in shares.items()}
+        fractions: dict[str, float | None] = {name: s / seconds if seconds else 0.0 for name, s in shares.items()}
+        known = self._costs is not None or fitted is not None
         return fractions if known else fractions | {"iteration": None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,10 +143,12 @@ def _generate(given: argparse.Namespace) -> int:
         lines = _lines(given.prompts, sampling)
         from .engine import Engine
 
-        with Engine(
+        workers = _workers(given)
+        launcher = workers.launcher if workers is not None else None
+        with nullcontext() if launcher is None else closing(launcher), Engine(
             given.model, policy=given.policy, device=given.device, dtype=given.dtype,
             topology=given.topology or "colocated", kv_tokens=given.kv_tokens, host_tokens=given.host_tokens,
-            page_size=given.page_size, attention=given.attention, workers=_workers(given),
+            page_size=given.page_size, attention=given.attention, workers=workers,
         ) as engine:  # fmt: skip
             ended = _answer(engine, lines, sampling, given)
             result = _result(given, engine, lines, ended)

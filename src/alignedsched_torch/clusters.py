@@ -105,8 +105,11 @@ def plan_workers(config: ModelConfig, dtype: torch.dtype, workers: Workers, devi
         raise ConfigError(
             "kv_tokens must be given for workers on GPUs: here nobody knows what their weights will leave"
         )
-    if cuda and workers.prefill and not sizes.host_tokens:
-        raise ConfigError("host_tokens must be given: KV goes between GPUs of different processes over host memory")
+    if cuda and workers.prefill:
+        raise ConfigError(
+            "workers that only prefill are not supported on GPUs yet: KV goes between GPUs of different processes over "
+            "the host only, which most policies do not plan for"
+        )
     blocks = shape.pages(_free_tokens(shape, config, None, sizes))
     role = Role.DECODE if workers.prefill else Role.BOTH
     memories = (

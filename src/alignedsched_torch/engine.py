@@ -101,7 +101,11 @@ class Engine:
         self.cluster = self.executor.cluster
         self._figures = Figures(self.cluster, costs)
         watched = evolve(chosen, watches=(*chosen.watches, self._figures.bubbles))
-        self.scheduler = Scheduler(self.cluster, watched, costs, max_horizon=max_horizon)
+        try:
+            self.scheduler = Scheduler(self.cluster, watched, costs, max_horizon=max_horizon)
+        except BaseException:
+            self.executor.close()
+            raise
         self._loop = Loop(self.scheduler, self.executor, partial(self._figures.observe, self.scheduler))
         self._numbers = itertools.count()
 

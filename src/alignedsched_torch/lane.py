@@ -339,9 +339,10 @@ class LaneRunner:
         return told
 
     def _told(self, order: InForce, through: int) -> StepsDone:
+        ended = self._last_end if order.ended is None and self._last_end else order.ended  # of the step before its first
         event = StepsDone(
             self.lane.id, order.step.order, order.first, through, tuple(order.finished), tuple(order.prefilled),
-            order.seconds, self.launched, order.ended,
+            order.seconds, self.launched, ended,
         )  # fmt: skip
         order.finished.clear()
         order.prefilled.clear()

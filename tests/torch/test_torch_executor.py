@@ -17,6 +17,7 @@ from alignedsched.request import Request
 from alignedsched.scheduler import Scheduler
 from alignedsched_torch.devices import ModelledDevice, ModelledLink
 from alignedsched_torch.executor import TorchExecutor
+from alignedsched_torch.forward import Forward, StepWork
 from alignedsched_torch.job import Job
 from alignedsched_torch.memory import copier
 from alignedsched_torch.models import Decoder, ModelConfig, load_weights
@@ -180,6 +181,30 @@ def test_late_and_failed_copies_and_failed_steps_change_no_token(
     revoke = 0.1 if seed % 2 else 0.0
     made, _, scheduler = run(cluster, name, decoder, "modelled", seed, revoke=revoke, faults=0.2, **options)
     assert made == wanted
+    assert not scheduler.counts["failed"]
+
+
+@pytest.mark.parametrize("kind", ["modelled", "threaded"])
+@pytest.mark.parametrize("run_ahead", [0, 2])
+def test_steps_whose_device_fails_under_way_change_no_token(
+    kind: str, run_ahead: int, decoder: Decoder, wanted: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host hears of it by the step's event only, when other steps have been launched behind it."""
+    steps, failed, whole = 0, 0, Forward._run
+
+    def fails_now_and_then(self: Forward, work: StepWork, out: torch.Tensor) -> None:
+        nonlocal steps, failed
+        steps += 1
+        whole(self, work, out)
+        if steps % 7 == 3:
+            failed += 1
+            out.fill_(0)
+            raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(Forward, "_run", fails_now_and_then)
+    made, _, scheduler = run(colocated(decoder, 64, 4, run_ahead, host=400), "fcfs", decoder, kind, 5, swap=True)
+    assert made == wanted
+    assert failed > 5
     assert not scheduler.counts["failed"]
 
 

@@ -204,7 +204,7 @@ class Worker:
         if job.slot >= 0:
             self._rank.table.collect(job.slot)
         known = self._known.get(request, 0)
-        if len(job.produced) == known:
+        if len(job.produced) <= known:
             return []
         self._known[request] = len(job.produced)
         return [Made(request, known, tuple(job.produced[known:]))]
