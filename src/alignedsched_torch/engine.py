@@ -51,8 +51,9 @@ class Engine:
     """Serves one model, in this process or over ``workers``.
 
     ``device``: cpu, cuda or cuda:N (for workers cpu or cuda). ``dtype``: a name of ``DTYPES`` (None: the checkpoint's
-    own). ``topology``: colocated or disaggregated (see ``clusters``; workers have theirs). ``kv_tokens`` and
-    ``host_tokens`` are the KV that fits on the device and in host memory; ``relay_slots``: see ``memory.copier``.
+    own). ``topology``: colocated or disaggregated (see ``clusters``; workers have theirs). ``attention``: a name of
+    ``kernels.choice`` (workers take ``auto``). ``kv_tokens`` and ``host_tokens`` are the KV that fits on the device and
+    in host memory; ``relay_slots``: see ``memory.copier``.
     ``costs`` are shown to policies that compare step times, and price imbalance in ``figures``. Close it, or use it as
     a context manager: open requests are then cancelled.
 
@@ -75,6 +76,7 @@ class Engine:
         run_ahead: int | None = None,
         max_horizon: int = 256,
         costs: Costs | None = None,
+        attention: str = "auto",
         relay_slots: int = 0,
         workers: Workers | None = None,
     ) -> None:
@@ -86,7 +88,10 @@ class Engine:
         sizes = Sizes(kv_tokens, host_tokens, page_size, max_members, max_tokens, run_ahead)
         self.executor: Serving
         if workers is None:
-            self.executor = _here(folder, self.config, kind, open_devices(device, topology), sizes, relay_slots)
+            found = open_devices(device, topology)
+            self.executor = _here(folder, self.config, kind, found, sizes, attention, relay_slots)
+        elif attention != "auto":
+            raise ConfigError(f"attention {attention!r} is of one process; workers take what fits their device")
         else:
             cluster = plan_workers(self.config, kind, workers, device, sizes)
             self.executor = WorkersExecutor(
@@ -274,6 +279,7 @@ def _here(
     dtype: torch.dtype,
     devices: Mapping[str, Device],
     sizes: Sizes,
+    attention: str,
     relay_slots: int,
 ) -> TorchExecutor:
     """The executor of this process. Devices that share a memory share the weights."""
@@ -281,7 +287,7 @@ def _here(
     loaded = {place: Decoder(config, load_weights(folder, config, dtype, place)) for place in places}
     cluster = plan_cluster(config, dtype, devices, sizes)
     decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in cluster.lanes}
-    return TorchExecutor(cluster, devices, decoders, relay_slots=relay_slots)
+    return TorchExecutor(cluster, devices, decoders, attention=attention, relay_slots=relay_slots)
 
 
 def _merged(prompt: Content | Prompt, default: Prompt) -> Prompt:

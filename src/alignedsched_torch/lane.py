@@ -160,7 +160,7 @@ class LaneRunner:
             )
         rows = table.rows
         draws = bool(table.draws[rows].any()) or any(table.draws[chunk.slot] for chunk in work if chunk.slot >= 0)
-        return StepWork(rows, table.version, table.groups(), tuple(work), table.take_delta(), draws)
+        return StepWork(rows, table.version, table.length[rows], tuple(work), table.take_delta(), draws)
 
     # -- what steps made
 

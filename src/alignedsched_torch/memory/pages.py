@@ -6,70 +6,108 @@ Pages hold all layers, so a run of pages is one contiguous stretch of memory, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedDict, SortedList
 
 from alignedsched.errors import ExecutorError
 
 
 class PageAllocator:
-    """Free pages as runs by their first page. Taking and giving are O(runs touched · log runs)."""
+    """Free pages as runs, by their first page and by their length. Taking and giving are O(runs touched · log runs)."""
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
-        self._runs: SortedDict[int, int] = SortedDict({0: pages} if pages else {})  # first page -> length
+        self._runs: SortedDict[int, int] = SortedDict()  # first page -> length
+        self._lengths: SortedList[tuple[int, int]] = SortedList()  # (length, first page)
         self.free = pages
+        if pages:
+            self._add(0, pages)
 
     def take(self, count: int, after: int | None = None) -> list[int]:
         """``count`` pages; those right behind page ``after`` if they are free, else the shortest run that holds them.
 
         Raises ExecutorError if fewer are free; nothing is taken then.
         """
+        self._check(count)
+        behind = None if after is None else self._runs.get(after + 1)
+        taken = [] if after is None or behind is None else self._cut(after + 1, min(count, behind))
+        return taken + self._search(count - len(taken))
+
+    def take_next(self, after: Sequence[int]) -> list[int]:
+        """One page for each of these: the one right behind it if that is free; the others are searched together.
+
+        Raises ExecutorError if fewer are free; nothing is taken then.
+        """
+        self._check(len(after))
+        taken = [self._cut(page + 1, 1)[0] if page + 1 in self._runs else -1 for page in after]
+        found = iter(self._search(taken.count(-1)))
+        return [next(found) if page < 0 else page for page in taken]
+
+    def _check(self, count: int) -> None:
         if count > self.free:
             raise ExecutorError(f"{count} pages are wanted, {self.free} of {self.pages} are free")
-        taken: list[int] = []
-        if after is not None and after + 1 in self._runs:
-            taken += self._cut(after + 1, min(count, self._runs[after + 1]))
-        while len(taken) < count:
-            wanted = count - len(taken)
-            first = self._best(wanted)
-            taken += self._cut(first, min(wanted, self._runs[first]))
-        return taken
 
-    def _best(self, count: int) -> int:
-        """The shortest run of at least ``count`` pages, else the longest; the lowest of equals."""
-        fitting = [(length, first) for first, length in self._runs.items() if length >= count]
-        if fitting:
-            return min(fitting)[1]
-        return max(self._runs.items(), key=lambda run: (run[1], -run[0]))[0]
+    def _search(self, count: int) -> list[int]:
+        """Pages wherever they are, in as few runs as can be."""
+        found: list[int] = []
+        while len(found) < count:
+            wanted = count - len(found)
+            at = self._lengths.bisect_left((wanted, -1))  # the shortest that holds all, the first of equals
+            if at == len(self._lengths):
+                at = self._lengths.bisect_left((self._lengths[-1][0], -1))  # else the longest
+            length, first = self._lengths[at]
+            found += self._cut(first, min(wanted, length))
+        return found
 
     def _cut(self, first: int, count: int) -> list[int]:
-        length = self._runs.pop(first)
+        length = self._drop(first)
         if length > count:
-            self._runs[first + count] = length - count
+            self._add(first + count, length - count)
         self.free -= count
         return list(range(first, first + count))
 
+    def _add(self, first: int, length: int) -> None:
+        self._runs[first] = length
+        self._lengths.add((length, first))
+
+    def _drop(self, first: int) -> int:
+        length: int = self._runs.pop(first)
+        self._lengths.remove((length, first))
+        return length
+
     def give(self, pages: Iterable[int]) -> None:
         """Pages are free again. Raises ExecutorError for one that is free already or does not exist."""
+        first, length = 0, 0
         for page in pages:
-            self._give(page)
+            if page == first + length:
+                length += 1
+                continue
+            if length:
+                self._give(first, length)
+            first, length = page, 1
+        if length:
+            self._give(first, length)
 
-    def _give(self, page: int) -> None:
-        at = self._runs.bisect_right(page)
+    def _give(self, first: int, length: int) -> None:
+        at = self._runs.bisect_right(first)
         before = self._runs.peekitem(at - 1) if at else None
         after = self._runs.peekitem(at) if at < len(self._runs) else None
-        if not 0 <= page < self.pages or (before is not None and page < before[0] + before[1]):
-            raise ExecutorError(f"page {page} of {self.pages} is given back, but nobody has it")
-        first, length = page, 1
-        if after is not None and after[0] == page + 1:
-            length += after[1]
-            del self._runs[after[0]]
-        if before is not None and before[0] + before[1] == page:
-            first, length = before[0], before[1] + length
-        self._runs[first] = length
-        self.free += 1
+        wrong = None  # the first of them that is not in anybody's hands
+        if first < 0 or (before is not None and first < before[0] + before[1]):
+            wrong = first
+        elif after is not None and after[0] < first + length:
+            wrong = after[0]
+        elif first + length > self.pages:
+            wrong = max(first, self.pages)
+        if wrong is not None:
+            raise ExecutorError(f"page {wrong} of {self.pages} is given back, but nobody has it")
+        self.free += length
+        if after is not None and after[0] == first + length:
+            length += self._drop(after[0])
+        if before is not None and before[0] + before[1] == first:
+            first, length = before[0], length + self._drop(before[0])
+        self._add(first, length)
 
 
 def runs(*columns: list[int]) -> list[tuple[int, ...]]:

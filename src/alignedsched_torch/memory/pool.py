@@ -7,6 +7,7 @@ contiguous stretch, the same on devices and in host memory, so that it moves as 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from attrs import define, field, frozen
@@ -97,6 +98,17 @@ class KVPool:
         held.pages += new
         self._held[request] = held
 
+    def hold_next(self, requests: Sequence[RequestId]) -> list[int]:
+        """One page more for each of these, which all have some; the pages. With ExecutorError nobody gets one."""
+        lists = [self._held[request].pages for request in requests]
+        try:
+            pages = self._free.take_next([pages[-1] for pages in lists])
+        except ExecutorError as error:
+            raise ExecutorError(f"tier {self.tier!r}, requests {', '.join(map(repr, requests))}: {error}") from error
+        for held, page in zip(lists, pages, strict=True):
+            held.append(page)
+        return pages
+
     def keep(self, request: RequestId, tokens: int) -> None:
         """Give back what lies beyond a request's first ``tokens`` tokens; what a copy touches is free when it ends."""
         held = self._held.get(request)
@@ -147,6 +159,7 @@ class KVPool:
         held.reach = 0
 
     def _give(self, pages: list[int]) -> None:
-        for page in pages:
-            self.device.scribble(self.data[page])
+        if self.device.poisons:
+            for page in pages:
+                self.device.scribble(self.data[page])
         self._free.give(pages)
