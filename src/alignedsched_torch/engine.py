@@ -23,6 +23,7 @@ from attrs import evolve
 
 from alignedsched.errors import AlignedSchedError, CallerError, ConfigError
 from alignedsched.load import Costs
+from alignedsched.measured import Measured
 from alignedsched.metrics import LatencyCollector
 from alignedsched.plan import Outcome
 from alignedsched.policies.protocols import Policy
@@ -49,8 +50,9 @@ class Engine:
 
     ``device``: cpu, cuda or cuda:N. ``dtype``: a name of ``DTYPES`` (None: the checkpoint's own). ``topology``:
     colocated or disaggregated (see ``clusters``). ``kv_tokens`` and ``host_tokens`` are the KV that fits on the device
-    and in host memory; ``costs`` are shown to policies that compare step times. Close it, or use it as a context
-    manager: open requests are then cancelled.
+    and in host memory. ``costs`` are shown to policies that compare step times: costs, or the path of a file that
+    `alignedsched-torch calibrate` wrote for this model; its links' speeds then replace those that are assumed. Close
+    the engine, or use it as a context manager: open requests are then cancelled.
 
     Raises ConfigError naming the file, field or option that is wrong.
     """
@@ -70,8 +72,9 @@ class Engine:
         max_tokens: int = 2048,
         run_ahead: int | None = None,
         max_horizon: int = 256,
-        costs: Costs | None = None,
+        costs: Costs | str | Path | None = None,
     ) -> None:
+        measured = Measured.load(costs) if isinstance(costs, str | Path) else None
         self.config = ModelConfig.from_folder(folder)
         kind = _dtype(dtype if dtype is not None else self.config.dtype)
         chosen = policy_named(policy) if isinstance(policy, str) else policy
@@ -80,10 +83,11 @@ class Engine:
         places = {d.torch_device for d in devices.values()}
         loaded = {place: Decoder(self.config, load_weights(folder, self.config, kind, place)) for place in places}
         sizes = Sizes(kv_tokens, host_tokens, page_size, max_members, max_tokens, run_ahead)
-        self.cluster = plan_cluster(self.config, kind, devices, sizes)
+        self.cluster = plan_cluster(self.config, kind, devices, sizes, measured)
         decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in self.cluster.lanes}
         self.executor = TorchExecutor(self.cluster, devices, decoders)
-        self.scheduler = Scheduler(self.cluster, chosen, costs, max_horizon=max_horizon)
+        shown = measured.costs() if measured is not None else costs
+        self.scheduler = Scheduler(self.cluster, chosen, shown, max_horizon=max_horizon)
         self._figures = Figures(LatencyCollector(self.cluster), self.scheduler, self.executor)
         self._loop = Loop(self.scheduler, self.executor, self._figures.observe)
         self._numbers = itertools.count()
