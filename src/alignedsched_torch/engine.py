@@ -74,7 +74,10 @@ class Engine:
         max_horizon: int = 256,
         costs: Costs | str | Path | None = None,
     ) -> None:
-        measured = Measured.load(costs) if isinstance(costs, str | Path) else None
+        measured = None
+        if isinstance(costs, str | Path):
+            measured = Measured.load(costs)
+            costs = measured.costs()
         self.config = ModelConfig.from_folder(folder)
         kind = _dtype(dtype if dtype is not None else self.config.dtype)
         chosen = policy_named(policy) if isinstance(policy, str) else policy
@@ -86,8 +89,7 @@ class Engine:
         self.cluster = plan_cluster(self.config, kind, devices, sizes, measured)
         decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in self.cluster.lanes}
         self.executor = TorchExecutor(self.cluster, devices, decoders)
-        shown = measured.costs() if measured is not None else costs
-        self.scheduler = Scheduler(self.cluster, chosen, shown, max_horizon=max_horizon)
+        self.scheduler = Scheduler(self.cluster, chosen, costs, max_horizon=max_horizon)
         self._figures = Figures(LatencyCollector(self.cluster), self.scheduler, self.executor)
         self._loop = Loop(self.scheduler, self.executor, self._figures.observe)
         self._numbers = itertools.count()

@@ -43,7 +43,7 @@ DEFAULT_MODEL, DEFAULT_SURFACE = "llama-3.1-8b", "gated"
 
 @frozen
 class Built:
-    """A cluster and what its lanes' steps cost. ``surface`` names the costs' surface, ``table`` where it is measured."""
+    """A cluster and what its lanes' steps cost. ``surface`` is the costs' own: ``table`` if measured."""
 
     cluster: Cluster
     costs: ModelCosts | TableCosts
@@ -123,9 +123,8 @@ def _modelled(hardware: str, model: str, surface: str) -> _Part:
     layout = KVLayout(BLOCK_SIZE, shape.kv_bytes_per_token_on(parallel) * parallel)
     tokens = MANY_TOKENS if gpu.memory_bytes >= MANY_FROM_BYTES else FEW_TOKENS
     pcie, peer = link_named(PCIE.get(gpu.name, "pcie5")), link_named(NVLINK.get(gpu.name, "nvlink4"))
-    pcie, peer = (
-        evolve(link, bytes_per_s=link.bytes_per_s * parallel) for link in (pcie, peer)
-    )  # GPUs of a lane add up
+    # GPUs of a lane add up.
+    pcie, peer = (evolve(link, bytes_per_s=link.bytes_per_s * parallel) for link in (pcie, peer))
     return _Part(
         name, shape.name, ModelCosts(gpu, shape, parallel, surface, overlap_host=RUN_AHEAD > 0), layout,
         kv_blocks(gpu, shape, parallel, BLOCK_SIZE),

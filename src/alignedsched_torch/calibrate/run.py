@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from alignedsched.cluster import Cluster
 from alignedsched.cost_table import TableCosts
@@ -31,13 +31,13 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 @frozen
 class Wanted:
-    """What is measured. ``model``: a folder (None: a random one, Llama-3.1-8B's shape on a GPU, a tiny one on a CPU)."""
+    """What is measured. ``model``: a folder, None: random weights, those of Llama-3.1-8B's shape on a GPU, tiny on a CPU."""
 
     model: str | None = None
     device: str = "cpu"
     dtype: str | None = None  # None: the checkpoint's own
     minutes: float = 2.0
-    sizes: Sizes = Sizes()
+    sizes: Sizes = field(factory=Sizes)
     seed: int = 0
 
 

@@ -108,7 +108,7 @@ def _spread(n: int, total: float, rng: Rng) -> np.ndarray:
 def unseen(limits: Limits, rng: Rng) -> Iterator[list[int]]:
     """Batches of other kinds than the grid's, without end: uniform, log-normal and two-humped lengths."""
     while True:
-        n = int(round(np.exp(rng.uniform(0, np.log(limits.members)))))
+        n = round(float(np.exp(rng.uniform(0, np.log(limits.members)))))
         top = limits.positions - SLACK
         middle = np.exp(rng.uniform(np.log(LEAST), np.log(max(LEAST + 1, min(top, limits.mean(n))))))
         kind = rng.integers(3)

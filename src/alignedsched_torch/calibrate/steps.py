@@ -1,4 +1,4 @@
-"""What steps take: decode over a grid of batches, the layers by rows, prefill chunks; and how well that predicts others."""
+"""What steps take: decode over a grid of batches, layers by rows, prefill chunks; how well that predicts others."""
 
 from __future__ import annotations
 
