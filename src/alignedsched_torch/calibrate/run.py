@@ -31,7 +31,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 @frozen
 class Wanted:
-    """What is measured. ``model``: a folder, None: random weights, those of Llama-3.1-8B's shape on a GPU, tiny on a CPU."""
+    """What is measured. ``model``: a folder; None: random weights, as Llama-3.1-8B on a GPU, tiny on a CPU."""
 
     model: str | None = None
     device: str = "cpu"
