@@ -50,8 +50,7 @@ from alignedsched_torch.clusters import Sizes
 from alignedsched_torch.devices import CpuDevice
 from alignedsched_torch.executor import TorchExecutor
 from alignedsched_torch.job import Job
-from alignedsched_torch.models import Decoder
-from alignedsched_torch.table import BatchTable
+from alignedsched_torch.models import Decoder, attention
 
 POLICIES = ("fcfs", "cost_aligned", "density_first", "waves", "buckets", "sjf")
 FIGURES = {"mean_e2e_s": False, "throughput_tok_s": True}  # whether more is better
@@ -77,17 +76,23 @@ class CpuTimeDevice(CpuDevice):
 @contextmanager
 def attending(kernel: str) -> Iterator[None]:
     """The engine's own attention, or all members padded to the longest."""
-    original = BatchTable.groups
+    original = attention.similar
 
-    def one(table: BatchTable) -> list[tuple[int, int, int]]:
-        return [(0, len(table.rows), original(table)[0][2])] if len(table.rows) else []
+    def one(decode: attention.DecodeRows, page_size: int) -> list[attention.DecodeGroup]:
+        groups = original(decode, page_size)
+        if not groups:
+            return []
+        most = groups[0].pages.shape[1]
+        return [
+            attention.DecodeGroup(0, len(decode.rows), decode.pages[decode.rows, :most], decode.lengths[decode.rows])
+        ]
 
     if kernel == "padded":
-        BatchTable.groups = one  # type: ignore[method-assign]
+        attention.similar = one
     try:
         yield
     finally:
-        BatchTable.groups = original  # type: ignore[method-assign]
+        attention.similar = original
 
 
 def traffic(seed: int, requests: int) -> Workload:

@@ -94,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     on.add_argument("--policy", metavar="P", default="fcfs", help="the scheduling policy (default: fcfs)")
     on.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     on.add_argument("--dtype", metavar="T", help="float64, float32, bfloat16 or float16 (default: the model's own)")
+    on.add_argument(
+        "--attention", metavar="A", default="auto",
+        help="torch, triton, triton_invariant, triton_unsplit or flashinfer (default: triton on a GPU, else torch)",
+    )  # fmt: skip
     on.add_argument("--topology", metavar="T", default="colocated", help="colocated or disaggregated")
     on.add_argument("--kv-tokens", metavar="N", type=int, help="KV memory of the device (default: what is there)")
     on.add_argument("--host-tokens", metavar="N", type=int, default=0, help="KV memory of the host (default: 0)")
@@ -142,6 +146,7 @@ def _generate(given: argparse.Namespace) -> int:
         with Engine(
             given.model, policy=given.policy, device=given.device, dtype=given.dtype, topology=given.topology,
             kv_tokens=given.kv_tokens, host_tokens=given.host_tokens, page_size=given.page_size, costs=given.costs,
+            attention=given.attention,
         ) as engine:  # fmt: skip
             ended = _answer(engine, lines, sampling, given)
             result = _result(given, engine, lines, ended)

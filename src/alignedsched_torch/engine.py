@@ -49,10 +49,11 @@ class Engine:
     """Serves one model in this process.
 
     ``device``: cpu, cuda or cuda:N. ``dtype``: a name of ``DTYPES`` (None: the checkpoint's own). ``topology``:
-    colocated or disaggregated (see ``clusters``). ``kv_tokens`` and ``host_tokens`` are the KV that fits on the device
-    and in host memory. ``costs`` are shown to policies that compare step times: costs, or the path of a file that
-    `alignedsched-torch calibrate` wrote for this model; its links' speeds then replace those that are assumed. Close
-    the engine, or use it as a context manager: open requests are then cancelled.
+    colocated or disaggregated (see ``clusters``). ``attention``: a name of ``kernels.choice``. ``kv_tokens`` and
+    ``host_tokens`` are the KV that fits on the device and in host memory. ``costs`` are shown to policies that compare
+    step times: costs, or the path of a file that `alignedsched-torch calibrate` wrote for this model; its links' speeds
+    then replace those that are assumed. Close the engine, or use it as a context manager: open requests are then
+    cancelled.
 
     Raises ConfigError naming the file, field or option that is wrong.
     """
@@ -73,6 +74,7 @@ class Engine:
         run_ahead: int | None = None,
         max_horizon: int = 256,
         costs: Costs | str | Path | None = None,
+        attention: str = "auto",
     ) -> None:
         measured = None
         if isinstance(costs, str | Path):
@@ -88,7 +90,7 @@ class Engine:
         sizes = Sizes(kv_tokens, host_tokens, page_size, max_members, max_tokens, run_ahead)
         self.cluster = plan_cluster(self.config, kind, devices, sizes, measured)
         decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in self.cluster.lanes}
-        self.executor = TorchExecutor(self.cluster, devices, decoders)
+        self.executor = TorchExecutor(self.cluster, devices, decoders, attention=attention)
         self.scheduler = Scheduler(self.cluster, chosen, costs, max_horizon=max_horizon)
         self._figures = Figures(LatencyCollector(self.cluster), self.scheduler, self.executor)
         self._loop = Loop(self.scheduler, self.executor, self._figures.observe)

@@ -24,7 +24,8 @@ class TorchExecutor:
     """Lanes, pools and copies of a cluster; see ``alignedsched.driver.Executor``.
 
     ``devices`` by device id, ``decoders`` by lane id (lanes on one device may share one). The host's pool is pinned by
-    the first device. Raises ConfigError for a lane of several ranks: those run in several processes.
+    the first device. ``attention`` and ``fixed``: see ``forward.Forward``. Raises ConfigError for a lane of several
+    ranks: those run in several processes.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class TorchExecutor:
         decoders: Mapping[str, Decoder],
         *,
         step_seconds: float = 0.0,
+        attention: str = "auto",
+        fixed: bool | None = None,
     ) -> None:
         for lane in cluster.lanes:
             if len(lane.ranks) > 1:
@@ -56,7 +59,9 @@ class TorchExecutor:
             pool, device = self.pools[lane.ranks[0]], self.devices[lane.ranks[0]]
             pages = min(self.shape.pages(cluster.max_positions), cluster.device[lane.ranks[0]].kv_blocks)
             table = BatchTable(pool, lane.max_members, max(1, pages), lane.run_ahead, frozenset(config.eos))
-            forward = Forward(decoders[lane.id], pool, table, device.stream("compute"), step_seconds)
+            forward = Forward(
+                decoders[lane.id], pool, table, device.stream("compute"), step_seconds, attention=attention, fixed=fixed
+            )
             self.lanes[lane.id] = LaneRunner(lane, forward, pool, self.jobs)
         self._woken = threading.Event()
         self._news: list[ExecutorEvent] = []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from attrs import define
 
 from .devices import Event, Stream
+from .fixed import FixedSteps
 from .job import Ids
+from .kernels.choice import attention as attention_named
 from .memory import KVPool
 from .models import Decoder
-from .models.attention import ChunkRows, DecodeGroup, PagedAttention, StepRows
+from .models.attention import ChunkRows, DecodeRows, StepRows
 from .sampling import sample
 from .table import BatchTable, Column
 
@@ -32,22 +34,42 @@ class StepWork:
 
     rows: Column
     version: int  # of ``rows``: the same version means the same rows
-    groups: list[tuple[int, int, int]]
+    lengths: Column  # of the rows: tokens to attend to, the one that the step writes included
     chunks: tuple[ChunkWork, ...]
     delta: Callable[[], None]
     draws: bool  # some of its tokens are drawn; told by the host, so that nobody waits for the device to say so
 
 
 class Forward:
-    """A model over one pool. ``launch`` queues a step and returns at once."""
+    """A model over one pool. ``launch`` queues a step and returns at once.
 
-    def __init__(self, decoder: Decoder, pool: KVPool, table: BatchTable, stream: Stream, seconds: float = 0.0) -> None:
+    ``attention`` is a name of ``kernels.choice``. ``fixed``: steps without prefill run over buffers that never move, so
+    that a device which records work replays them (None: if the device is a GPU; never where the attention or a
+    collective forbids it). Raises ConfigError for an attention that cannot be had here.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: KVPool,
+        table: BatchTable,
+        stream: Stream,
+        seconds: float = 0.0,
+        *,
+        attention: str = "auto",
+        fixed: bool | None = None,
+    ) -> None:
         self.table = table
+        self.attention = attention_named(attention, pool, decoder.heads, table.members)
         self._decoder = decoder
         self._pool = pool
         self._stream = stream
         self._seconds = seconds  # a step takes, where time is modelled
         self._rows: tuple[int, torch.Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+        self._fixed: FixedSteps | None = None
+        wanted = pool.device.torch_device.type == "cuda" if fixed is None else fixed
+        if wanted and self.attention.fixed and decoder.ranks == 1:
+            self._fixed = FixedSteps(table.members, table.columns, stream, self.attention, self._compute)
 
     def launch(self, work: StepWork) -> tuple[torch.Tensor, Event]:
         """Queue a step. The tokens, [rows + last chunks] on the host, are there when the event has fired.
@@ -62,22 +84,28 @@ class Forward:
     def _run(self, work: StepWork, out: torch.Tensor) -> None:
         with torch.inference_mode():
             work.delta()
-            self._step(work, out)
+            if self._fixed is not None and not work.chunks:
+                made = self._fixed.run(work)
+            else:
+                columns = self.table.columns
+                rows = DecodeRows(self._row_ids(work), columns.pages, columns.length, work.lengths, work.version)
+                self.attention.prepare(rows)
+                made = self._compute(rows, work.draws, work.chunks)
+            out.copy_(made, non_blocking=True)
 
-    def _step(self, work: StepWork, out: torch.Tensor) -> None:
-        columns, size = self.table.columns, self._pool.shape.page_size
-        rows = self._row_ids(work)
-        n = len(work.rows)
+    def _compute(self, decode: DecodeRows, draws: bool, chunks: Sequence[ChunkWork] = ()) -> torch.Tensor:
+        """The tokens that rows and last chunks make, put into the columns too. Rows of length 0 are padding.
+
+        Without chunks nothing is sent or waited for, and no shape depends on what the columns hold.
+        """
+        columns, size, rows = self.table.columns, self._pool.shape.page_size, decode.rows
         length = columns.length[rows]
-        place = length - 1
+        alive = length > 0
+        place = (length - 1).clamp_min(0)
         tokens, positions = [columns.last[rows]], [place]
-        page, offset = [columns.pages[rows, place // size]], [place % size]
-        groups = [
-            DecodeGroup(first, last, columns.pages[rows[first:last], :pages], length[first:last])
-            for first, last, pages in work.groups
-        ]
-        chunks, picks, slots, ends, at = [], list(range(n)), [rows], [length], n
-        for chunk in work.chunks:
+        page, offset = [torch.where(alive, columns.pages[rows, place // size], -1)], [place % size]
+        prefilled, picks, slots, ends, at = [], list(range(len(rows))), [rows], [length], len(rows)
+        for chunk in chunks:
             count = len(chunk.tokens)
             pages_of = torch.tensor(chunk.pages, dtype=torch.int64).to(rows.device)
             where = torch.arange(chunk.start, chunk.start + count, device=rows.device)
@@ -85,29 +113,27 @@ class Forward:
             positions.append(where)
             page.append(pages_of[where // size])
             offset.append(where % size)
-            chunks.append(ChunkRows(at, at + count, chunk.start, pages_of[: -(-(chunk.start + count) // size)]))
+            prefilled.append(ChunkRows(at, at + count, chunk.start, pages_of[: -(-(chunk.start + count) // size)]))
             at += count
             if chunk.slot >= 0:
                 picks.append(at - 1)
                 slots.append(torch.tensor([chunk.slot], dtype=torch.int64).to(rows.device))
                 ends.append(where[-1:] + 1)
-        step = StepRows(torch.cat(page), torch.cat(offset), groups, chunks)
-        hidden = self._decoder.hidden(torch.cat(tokens), torch.cat(positions), PagedAttention(self._pool, step))
-        if not picks:
-            return
-        if work.chunks:
+        step = StepRows(torch.cat(page), torch.cat(offset), decode, prefilled)
+        hidden = self._decoder.hidden(torch.cat(tokens), torch.cat(positions), self.attention.over(step))
+        if chunks:
             hidden = hidden[torch.tensor(picks, dtype=torch.int64).to(rows.device)]
         into = torch.cat(slots)
-        made = self._pick(self._decoder.logits(hidden), into, torch.cat(ends), work.draws)
-        columns.last[into] = made
-        columns.length[rows] += 1
-        out.copy_(made, non_blocking=True)
+        made = self._pick(self._decoder.logits(hidden), into, torch.cat(ends), draws)
+        columns.last[into] = made.clamp_min(0)  # -1 is told to the host; a row's next token must be one
+        columns.length[rows] = length + alive
+        return made
 
     def _row_ids(self, work: StepWork) -> torch.Tensor:
         """The rows on the device; sent only when they have changed."""
         version, rows = self._rows
         if version != work.version:
-            rows = torch.from_numpy(work.rows.copy()).to(self.table.columns.device)
+            rows = self.table.columns.send(work.rows)
             self._rows = (work.version, rows)
         return rows
 

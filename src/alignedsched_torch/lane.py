@@ -62,6 +62,11 @@ class LaneRunner:
     def members(self) -> int:
         return len(self._members)
 
+    @property
+    def attention(self) -> str:
+        """The name of the attention that its steps run with; see ``kernels.choice``."""
+        return self._forward.attention.name
+
     def awaited(self) -> set[RequestId]:
         """Requests that orders name whose first step has not been launched."""
         steps = [*self._pending, *(order.step for order in self._orders if order.first > self.launched)]
@@ -160,7 +165,7 @@ class LaneRunner:
             )
         rows = table.rows
         draws = bool(table.draws[rows].any()) or any(table.draws[chunk.slot] for chunk in work if chunk.slot >= 0)
-        return StepWork(rows, table.version, table.groups(), tuple(work), table.take_delta(), draws)
+        return StepWork(rows, table.version, table.length[rows], tuple(work), table.take_delta(), draws)
 
     # -- what steps made
 

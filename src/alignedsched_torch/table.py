@@ -32,20 +32,25 @@ class Delta:
     fresh: dict[int, tuple[int, int, Sampling]] = field(
         factory=dict
     )  # slot -> length, last token (-1: there), sampling
-    pages: dict[tuple[int, int], int] = field(factory=dict)  # (slot, place) -> page
+    pages: dict[int, int] = field(factory=dict)  # place in the flattened column of pages -> page
 
     def __bool__(self) -> bool:
         return bool(self.fresh or self.pages)
 
 
 class DeviceColumns:
-    """The device's half of the table. Touched only by work on the compute stream."""
+    """The device's half of the table. Touched only by work on the compute stream.
+
+    There is one slot more than the table has, ``spare``: its length stays 0; rows that pad a step to a fixed size name
+    it.
+    """
 
     def __init__(self, device: torch.device, slots: int, pages: int) -> None:
         def column(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return torch.zeros((slots, *shape), dtype=dtype, device=device)
+            return torch.zeros((slots + 1, *shape), dtype=dtype, device=device)
 
         self.device = device
+        self.spare = slots
         self.length = column(torch.int64)
         self.last = column(torch.int64)
         self.pages = column(torch.int64, pages)
@@ -55,36 +60,43 @@ class DeviceColumns:
         self.seed = column(torch.int64)
 
     def apply(self, delta: Delta) -> None:
-        """Write a delta into the columns."""
+        """Write a delta into the columns: one transfer for pages, two for fresh rows."""
         if delta.fresh:
-            slots = self._ids(list(delta.fresh))
-            self.length[slots] = self._ids([length for length, _, _ in delta.fresh.values()])
-            known = [(slot, token) for slot, (_, token, _) in delta.fresh.items() if token >= 0]
-            if known:
-                self.last[self._ids([slot for slot, _ in known])] = self._ids([token for _, token in known])
-            ways = [sampling for *_, sampling in delta.fresh.values()]
-            self.temperature[slots] = self._shares([way.temperature for way in ways])
-            self.top_p[slots] = self._shares([way.top_p for way in ways])
-            self.top_k[slots] = self._ids([way.top_k for way in ways])
-            self.seed[slots] = self._ids([way.seed for way in ways])
+            fresh, ways = delta.fresh, [sampling for *_, sampling in delta.fresh.values()]
+            slots, length, token, top_k, seed = self.send(
+                np.array(
+                    [
+                        (slot, length, token, way.top_k, way.seed)
+                        for (slot, (length, token, _)), way in zip(fresh.items(), ways, strict=True)
+                    ],
+                    dtype=np.int64,
+                ).T
+            )
+            temperature, top_p = self.send(np.array([(way.temperature, way.top_p) for way in ways]).T)
+            self.length[slots] = length
+            self.last[slots] = torch.where(token >= 0, token, self.last[slots])
+            self.temperature[slots], self.top_p[slots] = temperature, top_p
+            self.top_k[slots], self.seed[slots] = top_k, seed
         if delta.pages:
-            slots, places = (self._ids(list(column)) for column in zip(*delta.pages, strict=True))
-            self.pages[slots, places] = self._ids(list(delta.pages.values()))
+            places, pages = self.send(np.array((tuple(delta.pages), tuple(delta.pages.values())), dtype=np.int64))
+            self.pages.view(-1)[places] = pages
 
-    def _shares(self, values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64).to(self.device, non_blocking=True)
-
-    def _ids(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+    def send(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Numbers of the host on the device, without waiting; the caller writes over them no more."""
+        host = torch.from_numpy(np.ascontiguousarray(values))
+        if self.device.type == "cuda":
+            host = host.pin_memory()  # torch keeps it until the copy has run
+        return host.to(self.device, non_blocking=True)
 
 
 class BatchTable:
     """Rows of a lane's members on the host; ``columns`` is the device's half."""
 
     def __init__(self, pool: KVPool, members: int, pages: int, ahead: int, stops: frozenset[int] = frozenset()) -> None:
+        self.members = members
         slots = 2 * members + 64 * (ahead + 1)  # members, those that just left, and last chunks under way
         self._pool = pool
-        self._size = pool.shape.page_size
+        self._size, self._width = pool.shape.page_size, pages
         self.columns = DeviceColumns(pool.device.torch_device, slots, pages)
         self.delta = Delta()
         self.jobs: list[Job | None] = [None] * slots
@@ -157,10 +169,14 @@ class BatchTable:
 
     def collect(self, slot: int) -> Job:
         """What a row made goes to its request."""
-        job = self.jobs[slot]
-        assert job is not None
+        job = self._job(slot)
         job.produced += self.history[slot, : self.count[slot]].tolist()
         self.count[slot] = 0
+        return job
+
+    def _job(self, slot: int) -> Job:
+        job = self.jobs[slot]
+        assert job is not None
         return job
 
     # -- one step
@@ -168,26 +184,16 @@ class BatchTable:
     def grow(self) -> None:
         """Every row gets the page its next token goes to. O(rows) in numpy, and O(1) Python for each new page."""
         rows = self.rows
-        need = -(-self.length[rows] // self._size)
-        for slot in rows[need > self._held[rows]].tolist():
-            job = self.jobs[slot]
-            assert job is not None
-            self._pool.hold(job.id, int(self.length[slot]))
+        short = rows[self.length[rows] > self._held[rows] * self._size].tolist()
+        if not short:
+            return
+        jobs = [self._job(slot) for slot in short]
+        self._pool.hold_each([(job.id, tokens) for job, tokens in zip(jobs, self.length[short].tolist(), strict=True)])
+        for slot, job, held in zip(short, jobs, self._held[short].tolist(), strict=True):
             pages = self._pool.pages(job.id)
-            held = int(self._held[slot])
-            self.delta.pages |= {(slot, place): page for place, page in enumerate(pages[held:], held)}
+            places = range(slot * self._width + held, slot * self._width + len(pages))
+            self.delta.pages |= zip(places, pages[held:], strict=True)
             self._held[slot] = len(pages)
-
-    def groups(self) -> list[tuple[int, int, int]]:
-        """Rows of similar length, (first, last, pages): the pages of one group differ by less than a factor of two."""
-        pages = -(-self.length[self.rows] // self._size)
-        groups, first = [], 0
-        while first < len(pages):
-            last = int(np.searchsorted(-pages, -(int(pages[first]) // 2), side="left"))
-            last = max(last, first + 1)
-            groups.append((first, last, int(pages[first])))
-            first = last
-        return groups
 
     def advance(self) -> None:
         """A step has been launched: every row is one token longer."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from alignedsched.errors import ConfigError
 from alignedsched_torch.devices import CpuDevice
 from alignedsched_torch.memory import KVPool, PageShape
 from alignedsched_torch.models import Decoder, ModelConfig, Shard, load_weights
-from alignedsched_torch.models.attention import ChunkRows, DecodeGroup, PagedAttention, StepRows
+from alignedsched_torch.models.attention import ChunkRows, DecodeRows, PagedAttention, StepRows
 from alignedsched_torch.tiny import write_tiny
 
 transformers = pytest.importorskip("transformers")
@@ -68,7 +69,7 @@ def logits_of(folder: Path, tokens: list[int], cuts: list[int], page_size: int, 
         place = torch.arange(start, end)
         rows = StepRows(pages[place // page_size], place % page_size)
         if end - start == 1:
-            rows.groups = [DecodeGroup(0, 1, pages[None], torch.tensor([end]))]
+            rows.decode = DecodeRows(torch.tensor([0]), pages[None], torch.tensor([end]), np.array([end]))
         else:
             rows.chunks = [ChunkRows(0, end - start, start, pages)]
         hidden = decoder.hidden(torch.tensor(tokens[start:end]), place, PagedAttention(pool, rows))

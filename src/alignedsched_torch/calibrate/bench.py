@@ -30,10 +30,17 @@ STEPS = 4  # of an order that is timed: the first few after a change cost what a
 class Bench:
     """The lane that decodes, in a cluster of its own. Every method leaves it empty."""
 
-    def __init__(self, cluster: Cluster, devices: Mapping[str, Device], decoders: Mapping[str, Decoder]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        devices: Mapping[str, Device],
+        decoders: Mapping[str, Decoder],
+        attention: str = "auto",
+    ) -> None:
         self.cluster = cluster
-        self.executor = TorchExecutor(cluster, devices, decoders)
+        self.executor = TorchExecutor(cluster, devices, decoders, attention=attention)
         self.lane = next(lane for lane in cluster.lanes if cluster.role(lane).decodes)
+        self.attention = self.executor.lanes[self.lane.id].attention
         self.device = devices[self.lane.ranks[0]]
         self.decoder = decoders[self.lane.id]
         self.watch = Stopwatch(self.device)

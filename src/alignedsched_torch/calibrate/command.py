@@ -34,6 +34,8 @@ def add(commands: Any) -> None:
     what.add_argument("--model", metavar="DIR", help="a model folder (default: random weights, see docs/calibrate.md)")
     what.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     what.add_argument("--dtype", metavar="T", help="float64, float32, bfloat16 or float16 (default: the model's own)")
+    what.add_argument("--attention", metavar="A", action="append", help="attention kernel; repeat to measure several, "
+                      "the first is the engine's (default: auto)")  # fmt: skip
     what.add_argument("--minutes", metavar="M", type=float, default=2.0, help="about how long it takes (default: 2)")
     size = parser.add_argument_group("the engine it is for")
     size.add_argument("--kv-tokens", metavar="N", type=int, help="KV memory of the device (default: what is there)")
@@ -49,7 +51,8 @@ def run(given: argparse.Namespace) -> None:
     from .run import Wanted, calibrate
 
     sizes = Sizes(given.kv_tokens, given.host_tokens, given.page_size, given.max_members, given.max_tokens)
-    wanted = Wanted(given.model, given.device, given.dtype, given.minutes, sizes)
+    attention = tuple(given.attention or ("auto",))
+    wanted = Wanted(given.model, given.device, given.dtype, attention, given.minutes, sizes)
     progress = ProgressLine(sys.stderr)
     with JsonFile(given.output) as file:
         try:

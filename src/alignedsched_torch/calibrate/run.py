@@ -23,6 +23,7 @@ from .random_model import LLAMA_8B, TINY, random_decoder
 from .rounds import Told, quiet
 from .shapes import Limits
 from .steps import held_out, measure_decode, measure_prefill, measure_rows
+from .stopwatch import Stopwatch
 
 # Shares of the time. What is left is spent on the first round of the grid, and on building batches.
 DECODE, ROWS, PREFILL, UNSEEN, LINKS = 0.4, 0.05, 0.15, 0.25, 0.15
@@ -31,11 +32,15 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 @frozen
 class Wanted:
-    """What is measured. ``model``: a folder; None: random weights, as Llama-3.1-8B on a GPU, tiny on a CPU."""
+    """What is measured. ``model``: a folder; None: random weights, as Llama-3.1-8B on a GPU, tiny on a CPU.
+
+    ``attention``: names of ``kernels.choice``, each measured; the first is the engine's.
+    """
 
     model: str | None = None
     device: str = "cpu"
     dtype: str | None = None  # None: the checkpoint's own
+    attention: tuple[str, ...] = ("auto",)
     minutes: float = 2.0
     sizes: Sizes = field(factory=Sizes)
     seed: int = 0
@@ -45,28 +50,37 @@ def calibrate(wanted: Wanted, told: Told = quiet) -> Measured:
     """Measure the machine. Raises ConfigError naming the file, device or option that is wrong."""
     if not wanted.minutes > 0:
         raise ConfigError(f"minutes must be above 0, got {wanted.minutes!r}")
+    if not wanted.attention:
+        raise ConfigError("attention must name at least one")
     devices = open_devices(wanted.device, "colocated")
     decoder, name = _decoder(wanted, devices["d0"].torch_device)
     dtype = decoder.weights.norm.dtype
     cluster = plan_cluster(decoder.config, dtype, devices, wanted.sizes)
-    bench = Bench(cluster, devices, {lane.id: decoder for lane in cluster.lanes})
-    told(f"{name} on {wanted.device}", 0, 1)
     limits = limits_of(cluster)
     rng = np.random.default_rng(wanted.seed)
     seconds = wanted.minutes * 60
-    kernel = measure_kernel(bench, limits, seconds * (1 - LINKS), rng, told)
-    links = measure_links(bench, limits, seconds * LINKS, rng, told)
+    kernels: dict[str, MeasuredKernel] = {}
+    links: dict[str, MeasuredLink] = {}
+    for number, attention in enumerate(wanted.attention):
+        # Pools fill the memory, so there is one at a time; the host's, which is slow to pin, is needed once.
+        here = cluster if not number else evolve(cluster, host_blocks=0, links=())
+        bench = Bench(here, devices, {lane.id: decoder for lane in cluster.lanes}, attention)
+        told(f"{name} on {wanted.device}, {bench.attention}", 0, 1)
+        share = seconds * (1 - LINKS) / len(wanted.attention)
+        kernels.setdefault(bench.attention, measure_kernel(bench, limits, share, rng, told))
+        links |= measure_links(bench, limits, seconds * LINKS, rng, told)
+        del bench
     links |= _peers(decoder, wanted, seconds * LINKS / 4, rng, told)
-    lane = bench.lane
+    lane = cluster.lanes[0]
     return Measured(
-        machine=machine(devices["d0"].torch_device) | {"clock": bench.watch.clock, "dtype": str(dtype)},
+        machine=machine(devices["d0"].torch_device) | {"clock": Stopwatch(devices["d0"]).clock, "dtype": str(dtype)},
         model=MeasuredModel(name, cluster.layout.bytes_per_token, cluster.max_positions),
         memory=MeasuredMemory(
             cluster.layout.block_size, cluster.devices[0].kv_blocks * cluster.layout.block_size,
             cluster.host_blocks * cluster.layout.block_size, limits.members, lane.max_tokens, lane.run_ahead,
         ),
-        kernel="torch",
-        kernels={"torch": kernel},
+        kernel=next(iter(kernels)),
+        kernels=kernels,
         links=links,
     )  # fmt: skip
 

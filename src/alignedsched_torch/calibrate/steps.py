@@ -77,7 +77,9 @@ def measure_rows(bench: Bench, most: int, seconds: float, rng: Rng, told: Told) 
     tokens = torch.arange(most, device=place) % bench.decoder.config.vocab
     positions = torch.arange(most, device=place) % bench.decoder.config.max_positions
 
-    def through(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def through(
+        layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
         return q
 
     def once(count: int) -> float:

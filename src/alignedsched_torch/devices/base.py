@@ -48,6 +48,13 @@ class Stream(Protocol):
         """Queue work on tensors of this device. ``seconds``: how long it takes where time is modelled."""
         ...
 
+    def recorded(self, work: Callable[[], object]) -> Callable[[], object]:
+        """The same work over the same memory, to be launched again and again: without the host, where that can be.
+
+        It may be run once or twice meanwhile. What it returns is called inside of ``launch``, as this is.
+        """
+        ...
+
     def copy(self, pieces: Sequence[Piece], link: str = "") -> None:
         """Queue copies. ``link`` names what they go over, where time is modelled."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -35,10 +36,21 @@ class CudaStream:
         self.stream = torch.cuda.Stream(device, priority=priority)
         self.stream.wait_stream(torch.cuda.current_stream(device))  # weights and pools are still being filled there
         self._sides: dict[int, torch.cuda.Stream] = {}  # on the other GPU of a copy, by its index
+        self._pool: Any = None  # memory of its graphs
 
     def launch(self, work: Callable[[], object], seconds: float = 0.0) -> None:
         with torch.cuda.stream(self.stream):
             work()
+
+    def recorded(self, work: Callable[[], object]) -> Callable[[], object]:
+        """A CUDA graph. Run once before, so that kernels are compiled and libraries have their memory."""
+        work()
+        graph = torch.cuda.CUDAGraph()
+        # Copies go on meanwhile on other streams, queued by this thread or another: only its own calls are watched.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+            work()
+        self._pool = graph.pool()  # graphs of one stream never run at once: they may share what they need in between
+        return graph.replay
 
     def copy(self, pieces: Sequence[Piece], link: str = "") -> None:
         for piece in pieces:

@@ -88,6 +88,9 @@ class ModelledStream:
         start, end = self._span(seconds)
         self._clock.at(start if self._clock.coin.random() < 0.5 else end, work)
 
+    def recorded(self, work: Callable[[], object]) -> Callable[[], object]:
+        return work
+
     def copy(self, pieces: Sequence[Piece], link: str = "") -> None:
         clock, over = self._clock, self._clock.links.get(link)
         for piece in pieces:

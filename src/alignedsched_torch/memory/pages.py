@@ -6,50 +6,78 @@ Pages hold all layers, so a run of pages is one contiguous stretch of memory, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedDict, SortedList
 
 from alignedsched.errors import ExecutorError
 
 
 class PageAllocator:
-    """Free pages as runs by their first page. Taking and giving are O(runs touched · log runs)."""
+    """Free pages as runs, by their first page and by their length. Taking and giving are O(runs touched · log runs)."""
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
-        self._runs: SortedDict[int, int] = SortedDict({0: pages} if pages else {})  # first page -> length
+        self._runs: SortedDict[int, int] = SortedDict()  # first page -> length
+        self._lengths: SortedList[tuple[int, int]] = SortedList()  # (length, first page)
         self.free = pages
+        if pages:
+            self._add(0, pages)
 
     def take(self, count: int, after: int | None = None) -> list[int]:
         """``count`` pages; those right behind page ``after`` if they are free, else the shortest run that holds them.
 
         Raises ExecutorError if fewer are free; nothing is taken then.
         """
-        if count > self.free:
-            raise ExecutorError(f"{count} pages are wanted, {self.free} of {self.pages} are free")
-        taken: list[int] = []
-        if after is not None and after + 1 in self._runs:
-            taken += self._cut(after + 1, min(count, self._runs[after + 1]))
-        while len(taken) < count:
-            wanted = count - len(taken)
-            first = self._best(wanted)
-            taken += self._cut(first, min(wanted, self._runs[first]))
+        return self.take_each([(count, after)])[0]
+
+    def take_each(self, wanted: Sequence[tuple[int, int | None]]) -> list[list[int]]:
+        """Pages for several takers of (count, after) at once; what is not right behind ``after`` is searched together.
+
+        Raises ExecutorError if fewer are free; nothing is taken then.
+        """
+        total = sum(count for count, _ in wanted)
+        if total > self.free:
+            raise ExecutorError(f"{total} pages are wanted, {self.free} of {self.pages} are free")
+        taken: list[list[int]] = []
+        for count, after in wanted:
+            behind = None if after is None else self._runs.get(after + 1)
+            taken.append([] if after is None or behind is None else self._cut(after + 1, min(count, behind)))
+        rest = self._search(total - sum(map(len, taken)))
+        at = 0
+        for (count, _), pages in zip(wanted, taken, strict=True):
+            missing = count - len(pages)
+            pages += rest[at : at + missing]
+            at += missing
         return taken
 
-    def _best(self, count: int) -> int:
-        """The shortest run of at least ``count`` pages, else the longest; the lowest of equals."""
-        fitting = [(length, first) for first, length in self._runs.items() if length >= count]
-        if fitting:
-            return min(fitting)[1]
-        return max(self._runs.items(), key=lambda run: (run[1], -run[0]))[0]
+    def _search(self, count: int) -> list[int]:
+        """Pages wherever they are, in as few runs as can be."""
+        found: list[int] = []
+        while len(found) < count:
+            wanted = count - len(found)
+            at = self._lengths.bisect_left((wanted, -1))  # the shortest that holds all, the first of equals
+            if at == len(self._lengths):
+                at = self._lengths.bisect_left((self._lengths[-1][0], -1))  # else the longest
+            length, first = self._lengths[at]
+            found += self._cut(first, min(wanted, length))
+        return found
 
     def _cut(self, first: int, count: int) -> list[int]:
-        length = self._runs.pop(first)
+        length = self._drop(first)
         if length > count:
-            self._runs[first + count] = length - count
+            self._add(first + count, length - count)
         self.free -= count
         return list(range(first, first + count))
+
+    def _add(self, first: int, length: int) -> None:
+        self._runs[first] = length
+        self._lengths.add((length, first))
+
+    def _drop(self, first: int) -> int:
+        length: int = self._runs.pop(first)
+        self._lengths.remove((length, first))
+        return length
 
     def give(self, pages: Iterable[int]) -> None:
         """Pages are free again. Raises ExecutorError for one that is free already or does not exist."""
@@ -64,11 +92,10 @@ class PageAllocator:
             raise ExecutorError(f"page {page} of {self.pages} is given back, but nobody has it")
         first, length = page, 1
         if after is not None and after[0] == page + 1:
-            length += after[1]
-            del self._runs[after[0]]
+            length += self._drop(after[0])
         if before is not None and before[0] + before[1] == page:
-            first, length = before[0], before[1] + length
-        self._runs[first] = length
+            first, length = before[0], length + self._drop(before[0])
+        self._add(first, length)
         self.free += 1
 
 

@@ -1,29 +1,33 @@
-"""Attention over paged KV in plain torch: vectorised, for CPUs, and the truth that kernels are tested against.
+"""Attention over paged KV: what a step tells it, and the one in plain torch, which others are tested against.
 
-Decoding members are taken in groups of similar length (a factor of two in pages), so that padding wastes less than
-half of the work whatever the batch; each group is one gather of pages and two batched products. Prefill rows attend
-chunk by chunk to what their request has, causally.
+The torch one is vectorised, for CPUs. Decoding members are taken in groups of similar length (a factor of two in
+pages), so that padding wastes less than half of the work whatever the batch; each group is one gather of pages and two
+batched products. Prefill rows attend chunk by chunk to what their request has, causally.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from attrs import define, field
 
 from ..memory import KVPool
+from .decoder import Attention, rotate
 
 
 @define(eq=False)
-class DecodeGroup:
-    """Members of similar length: rows ``first`` to ``last`` (exclusive) of the step."""
+class DecodeRows:
+    """The first rows of a step: one for each member that decodes. Row i is slot ``rows[i]`` of the columns."""
 
-    first: int
-    last: int
-    pages: torch.Tensor  # [members, pages of the longest], any valid page behind a member's own
-    lengths: torch.Tensor  # [members] tokens to attend to, the one written in this step included
+    rows: torch.Tensor  # [n] slots
+    pages: torch.Tensor  # [slots, most pages] page numbers, any valid page behind a member's own
+    lengths: torch.Tensor  # [slots] tokens to attend to, the one written in this step included; 0: padding
+    known: np.ndarray[Any, np.dtype[np.int64]]  # [n] the same, on the host
+    version: int = -1  # the same version means the same rows in the same order
 
 
 @define(eq=False)
@@ -40,32 +44,92 @@ class ChunkRows:
 class StepRows:
     """Where the rows of one step read and write KV."""
 
-    page: torch.Tensor  # [rows] page each row's k and v go to
+    page: torch.Tensor  # [rows] page each row's k and v go to; -1 for padding
     offset: torch.Tensor  # [rows] and its place there
-    groups: Sequence[DecodeGroup] = field(factory=list)
+    decode: DecodeRows | None = None
     chunks: Sequence[ChunkRows] = field(factory=list)
+
+
+class Backend(Protocol):
+    """A way to do attention for one lane. What it keeps between steps is its own."""
+
+    name: str
+    fixed: bool
+    """The device's work for rows that decode is the same for every batch: it may be captured, and padded with rows of
+    length 0. What depends on the batch is written to fixed buffers by ``prepare``."""
+
+    def prepare(self, rows: DecodeRows) -> None:
+        """What the host has to do for a step, queued before the step's own work; never captured."""
+        ...
+
+    def over(self, step: StepRows) -> Attention:
+        """Attention for a step that was prepared."""
+        ...
+
+
+class TorchAttention:
+    """Plain torch; see above. It takes lengths as they are, so nothing is prepared and nothing can be captured."""
+
+    name = "torch"
+    fixed = False
+
+    def __init__(self, pool: KVPool) -> None:
+        self._pool = pool
+
+    def prepare(self, rows: DecodeRows) -> None:
+        """Nothing to do."""
+
+    def over(self, step: StepRows) -> PagedAttention:
+        return PagedAttention(self._pool, step)
+
+
+@define(eq=False)
+class DecodeGroup:
+    """Members of similar length: rows ``first`` to ``last`` (exclusive) of the step."""
+
+    first: int
+    last: int
+    pages: torch.Tensor  # [members, pages of the longest]
+    lengths: torch.Tensor  # [members]
+
+
+def similar(decode: DecodeRows, page_size: int) -> list[DecodeGroup]:
+    """Members, longest first, in groups whose numbers of pages differ by less than a factor of two."""
+    pages = -(-decode.known // page_size)
+    groups, first = [], 0
+    while first < len(pages):
+        most = int(pages[first])
+        last = max(first + 1, int(np.searchsorted(-pages, -(most // 2), side="left")))
+        rows = decode.rows[first:last]
+        groups.append(DecodeGroup(first, last, decode.pages[rows, :most], decode.lengths[rows]))
+        first = last
+    return groups
 
 
 class PagedAttention:
     """Attention of one step over one pool; see ``models.Attention``. Writes of all rows come before any read."""
 
-    def __init__(self, pool: KVPool, rows: StepRows) -> None:
+    def __init__(self, pool: KVPool, step: StepRows) -> None:
         self._data = pool.data
-        self._rows = rows
+        self._step = step
+        self._groups = similar(step.decode, pool.shape.page_size) if step.decode is not None else []
         self._poisoned = pool.device.poisons
 
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        rows = self._rows
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        step = self._step
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         keys, values = self._data[:, layer, 0], self._data[:, layer, 1]  # [pages, kv_heads, page, head_dim]
-        keys[rows.page, :, rows.offset] = k
-        values[rows.page, :, rows.offset] = v
+        keys[step.page, :, step.offset] = k
+        values[step.page, :, step.offset] = v
         out = torch.empty_like(q)
-        for group in rows.groups:
+        for group in self._groups:
             mine = slice(group.first, group.last)
             out[mine] = _decode(q[mine], keys, values, group, self._poisoned)
-        for chunk in rows.chunks:
+        for chunk in step.chunks:
             mine = slice(chunk.first, chunk.last)
-            out[mine] = _prefill(q[mine], keys, values, chunk)
+            out[mine] = prefill(q[mine], keys, values, chunk)
         return out
 
 
@@ -88,7 +152,7 @@ def _decode(
     return made.reshape(n, heads, dim)
 
 
-def _prefill(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: ChunkRows) -> torch.Tensor:
+def prefill(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: ChunkRows) -> torch.Tensor:
     """Causal attention of a chunk's rows to everything of their request up to themselves. q: [rows, heads, dim]."""
     count, heads, _ = q.shape
     end = chunk.start + count

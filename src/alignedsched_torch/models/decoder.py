@@ -21,8 +21,14 @@ from .weights import Layer, Weights
 class Attention(Protocol):
     """Attention over paged KV for the rows of one step."""
 
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Write k and v [rows, kv_heads, head_dim] to their places, return [rows, heads, head_dim] for q."""
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """Turn q and k by their positions (``rotate``), write k and v to their places, attend for q.
+
+        ``q`` and the result are [rows, heads, head_dim]; ``k`` and ``v`` [rows, kv_heads, head_dim]; ``cos`` and
+        ``sin`` [rows, 1, head_dim / 2]. Rows may be any distance apart.
+        """
         ...
 
 
@@ -38,6 +44,7 @@ class Decoder:
     ) -> None:
         self.config = config
         self.weights = weights
+        self.ranks = ranks
         self.heads = config.heads // ranks
         self.kv_heads = config.kv_heads // ranks
         self._sum_ranks = sum_ranks
@@ -66,7 +73,7 @@ class Decoder:
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        made = attention(number, rotate(q, cos, sin), rotate(k, cos, sin), v)
+        made = attention(number, q, k, v, cos, sin)
         return self._summed(F.linear(made.reshape(x.shape[0], -1), layer.out), layer.out_bias)
 
     def _mlp(self, layer: Layer, x: torch.Tensor) -> torch.Tensor:

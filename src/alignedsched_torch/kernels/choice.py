@@ -1,0 +1,70 @@
+"""Attention chosen by name, and what each needs said in words where it is missing.
+
+``torch`` runs anywhere. ``triton`` shares decode attention equally among programs; ``triton_invariant`` cuts requests
+only where their own length says, so that a result does not depend on the batch; ``triton_unsplit`` never cuts them.
+``flashinfer`` is that library's decode kernel. ``auto``: ``triton`` where it can run compiled, else ``torch``.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+from alignedsched.errors import ConfigError
+
+from ..memory import KVPool
+from ..models.attention import Backend, TorchAttention
+
+NAMES = ("auto", "torch", "triton", "triton_invariant", "triton_unsplit", "flashinfer")
+
+
+def attention(name: str, pool: KVPool, heads: int, members: int) -> Backend:
+    """The attention of that name for one lane: ``heads`` query heads, at most ``members`` that decode.
+
+    Raises ConfigError for a name that is not known, or naming what it lacks here.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"attention {name!r} is not known; known: {', '.join(NAMES)}")
+    lacks = missing(name, pool)
+    if name == "auto":
+        name = "torch" if missing("triton", pool) or not on_gpu(pool) else "triton"
+    elif lacks:
+        raise ConfigError(f"attention {name!r} {lacks}")
+    if name == "torch":
+        return TorchAttention(pool)
+    if name == "flashinfer":
+        from .flashinfer import FlashInferAttention
+
+        return FlashInferAttention(pool, heads)
+    from .attention import TritonAttention
+
+    return TritonAttention(pool, heads, members, name)
+
+
+def on_gpu(pool: KVPool) -> bool:
+    """Whether a pool's pages lie on a CUDA device."""
+    return pool.device.torch_device.type == "cuda"
+
+
+def missing(name: str, pool: KVPool) -> str:
+    """What an attention lacks here, as the end of a sentence; empty if nothing."""
+    if name in ("auto", "torch"):
+        return ""
+    library, extra = (
+        ("flashinfer", "") if name == "flashinfer" else ("triton", "; the extra alignedsched[kernels] has it")
+    )
+    if find_spec(library) is None:
+        return f"needs the package {library}, which is not installed{extra}"
+    if pool.shape.dtype == torch.float64:
+        return "computes in float32 at most, and the model's dtype is float64"
+    if on_gpu(pool) or (library == "triton" and interpreted()):
+        return ""
+    way = " (or TRITON_INTERPRET=1 in the environment, which interprets kernels on the CPU, only good for tests)"
+    return f"needs a CUDA device{way if library == 'triton' else ''}"
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels are interpreted in this process."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
