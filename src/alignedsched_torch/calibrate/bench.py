@@ -70,14 +70,19 @@ class Bench:
         self._clear(jobs)
         return seconds / steps
 
-    def beside(self, lengths: Sequence[int], steps: int, source: str, target: str, tokens: int) -> tuple[float, float]:
-        """Decode steps and a copy begun together: seconds until all steps are reported, and until the copy is."""
+    def beside(
+        self, lengths: Sequence[int], steps: int, source: str = "", target: str = "", tokens: int = 0
+    ) -> tuple[float, float]:
+        """Decode steps and a copy begun together: seconds until all steps are reported, and until the copy is.
+
+        Without ``tokens`` the same steps alone.
+        """
         plan, jobs = self._order((), lengths, steps)
-        copy = self._copy(source, target, tokens)
+        copy = self._copy(source, target, tokens) if tokens else None
         self.watch.start()
-        self.executor.submit(Plan(steps=plan.steps, copies=(copy,)))
+        self.executor.submit(Plan(steps=plan.steps, copies=(copy,) if copy is not None else ()))
         taken = self._until_done(plan.steps[0], copy)
-        self._clear((*jobs, copy.request))
+        self._clear((*jobs, *([copy.request] if copy is not None else [])))
         return taken
 
     def _order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -48,16 +49,20 @@ def _gpu(device: torch.device) -> dict[str, str]:
 
 
 def gpu_state(device: torch.device) -> dict[str, str]:
-    """Clocks, power and temperature now, where the driver's library tells them."""
-    asked = {
-        "sm_clock_mhz": torch.cuda.clock_rate,
-        "temperature_c": torch.cuda.temperature,
-        "power_mw": torch.cuda.power_draw,
-    }
-    found = {}
-    for name, ask in asked.items():
-        try:
-            found[name] = str(ask(device))
-        except (RuntimeError, ImportError, OSError):  # no NVML, or a virtual GPU that does not say
-            continue
-    return found
+    """Clocks, power and temperature now, and the driver, as `nvidia-smi` tells them; empty where it is not there."""
+    asked = (
+        "clocks.sm",
+        "clocks.mem",
+        "clocks.max.sm",
+        "temperature.gpu",
+        "power.draw",
+        "power.limit",
+        "driver_version",
+    )
+    command = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader", f"--id={device.index or 0}"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in told.strip().split(",")]
+    return {name: value for name, value in zip(asked, values, strict=False) if value}
