@@ -48,20 +48,21 @@ class Ours:
 
     def run(self, prompts: list[list[int]]) -> list[list[int]]:
         self.forward_s = 0.0
-        original = Forward._step
+        original = Forward._compute
 
-        def timed(forward: Forward, *arguments: Any) -> None:
+        def timed(forward: Forward, *arguments: Any) -> torch.Tensor:
             began = time.thread_time()
-            original(forward, *arguments)
+            made = original(forward, *arguments)
             self.forward_s += time.thread_time() - began
+            return made
 
-        Forward._step = timed  # type: ignore[method-assign, assignment]
+        Forward._compute = timed  # type: ignore[method-assign]
         try:
             with Engine(self.folder, kv_tokens=KV_TOKENS, page_size=PAGE, max_tokens=STEP_TOKENS) as engine:
                 answers = engine.generate(prompts, max_new_tokens=NEW)
                 self.steps = engine.figures()["steps"]
         finally:
-            Forward._step = original  # type: ignore[method-assign]
+            Forward._compute = original  # type: ignore[method-assign]
         return [list(answer.tokens) for answer in answers]
 
 

@@ -96,14 +96,14 @@ class Forward:
     def _compute(self, decode: DecodeRows, draws: bool, chunks: Sequence[ChunkWork] = ()) -> torch.Tensor:
         """The tokens that rows and last chunks make, put into the columns too. Rows of length 0 are padding.
 
-        Without chunks nothing is sent or waited for, and no shape depends on what the columns hold.
+        Without chunks nothing is sent or waited for (that is why nowhere here is a ``torch.where`` with a number, which
+        torch sends to the device), and no shape depends on what the columns hold.
         """
         columns, size, rows = self.table.columns, self._pool.shape.page_size, decode.rows
         length = columns.length[rows]
-        alive = length > 0
         place = (length - 1).clamp_min(0)
         tokens, positions = [columns.last[rows]], [place]
-        page, offset = [torch.where(alive, columns.pages[rows, place // size], -1)], [place % size]
+        page, offset = [columns.pages[rows, place // size].masked_fill(length == 0, -1)], [place % size]
         prefilled, picks, slots, ends, at = [], list(range(len(rows))), [rows], [length], len(rows)
         for chunk in chunks:
             count = len(chunk.tokens)
@@ -126,7 +126,7 @@ class Forward:
         into = torch.cat(slots)
         made = self._pick(self._decoder.logits(hidden), into, torch.cat(ends), draws)
         columns.last[into] = made.clamp_min(0)  # -1 is told to the host; a row's next token must be one
-        columns.length[rows] = length + alive
+        columns.length[rows] = length + (length > 0)
         return made
 
     def _row_ids(self, work: StepWork) -> torch.Tensor:
@@ -150,4 +150,4 @@ class Forward:
                 columns.seed[slots],
                 places,
             )
-        return torch.where(logits.isfinite().all(-1), best, -1)
+        return best.masked_fill(~logits.isfinite().all(-1), -1)

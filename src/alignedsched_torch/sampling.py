@@ -75,12 +75,12 @@ def sample(
     shares = scaled.softmax(-1)
     before = shares.cumsum(-1) - shares  # likelihood of everything likelier
     place = torch.arange(logits.shape[-1], device=logits.device)
-    limit = torch.where(top_k > 0, top_k, logits.shape[-1])
+    limit = top_k.masked_fill(top_k == 0, logits.shape[-1])
     kept = (before < top_p.to(torch.float64)[:, None]) & (place < limit[:, None])
     shares = shares * kept
     reached = shares.cumsum(-1)
     drawn = uniform(seeds, positions)[:, None] * reached[:, -1:]
     choice = (reached <= drawn).sum(-1).clamp_max(logits.shape[-1] - 1)
     last = kept.sum(-1) - 1
-    choice = torch.where(temperature > 0, torch.minimum(choice, last), 0)
+    choice = torch.minimum(choice, last).masked_fill(temperature == 0, 0)
     return tokens.gather(-1, choice[:, None])[:, 0]

@@ -187,12 +187,14 @@ class BatchTable:
         short = rows[self.length[rows] > self._held[rows] * self._size].tolist()
         if not short:
             return
-        jobs = [self._job(slot) for slot in short]
-        self._pool.hold_each([(job.id, tokens) for job, tokens in zip(jobs, self.length[short].tolist(), strict=True)])
-        for slot, job, held in zip(short, jobs, self._held[short].tolist(), strict=True):
-            pages = self._pool.pages(job.id)
-            places = range(slot * self._width + held, slot * self._width + len(pages))
-            self.delta.pages |= zip(places, pages[held:], strict=True)
+        names = [self._job(slot).id for slot in short]
+        self._pool.hold_each(zip(names, self.length[short].tolist(), strict=True))
+        written = self.delta.pages
+        for slot, name, held in zip(short, names, self._held[short].tolist(), strict=True):
+            pages = self._pool.pages(name)
+            first = slot * self._width
+            for place in range(held, len(pages)):
+                written[first + place] = pages[place]
             self._held[slot] = len(pages)
 
     def advance(self) -> None:

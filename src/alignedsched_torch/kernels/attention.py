@@ -31,7 +31,7 @@ class TritonAttention:
     def __init__(self, pool: KVPool, heads: int, members: int, name: str) -> None:
         self.name = name
         self.pool = pool
-        self.varlen = varlen(pool.device.torch_device)
+        self.varlen = varlen(pool)
         self.work: Workspace | None = None
         if name != "triton_unsplit":
             device, shape = pool.device.torch_device, pool.shape
@@ -128,9 +128,9 @@ def _offsets(counts: list[int], device: torch.device) -> torch.Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def varlen(device: torch.device) -> Callable[..., Any] | None:
-    """``torch.nn.attention.varlen.varlen_attn`` where this torch has it as it is called here, and a GPU to run it."""
-    if device.type != "cuda":
+def varlen(pool: KVPool) -> Callable[..., Any] | None:
+    """``torch.nn.attention.varlen.varlen_attn``, where this torch has it as it is called here and it takes such KV."""
+    if pool.device.torch_device.type != "cuda" or pool.shape.dtype not in (torch.bfloat16, torch.float16):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn

@@ -30,7 +30,7 @@ class FlashInferAttention:
 
         device = pool.device.torch_device
         self.pool = pool
-        self.varlen = varlen(device)
+        self.varlen = varlen(pool)
         self.wrapper: Any = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device),
             "HND",

@@ -36,7 +36,7 @@ class PageAllocator:
 
         Raises ExecutorError if fewer are free; nothing is taken then.
         """
-        total = sum(count for count, _ in wanted)
+        total = sum([count for count, _ in wanted])
         if total > self.free:
             raise ExecutorError(f"{total} pages are wanted, {self.free} of {self.pages} are free")
         taken: list[list[int]] = []
@@ -44,11 +44,10 @@ class PageAllocator:
             behind = None if after is None else self._runs.get(after + 1)
             taken.append([] if after is None or behind is None else self._cut(after + 1, min(count, behind)))
         rest = self._search(total - sum(map(len, taken)))
-        at = 0
         for (count, _), pages in zip(wanted, taken, strict=True):
-            missing = count - len(pages)
-            pages += rest[at : at + missing]
-            at += missing
+            if missing := count - len(pages):
+                pages += rest[:missing]
+                del rest[:missing]
         return taken
 
     def _search(self, count: int) -> list[int]:
@@ -81,22 +80,28 @@ class PageAllocator:
 
     def give(self, pages: Iterable[int]) -> None:
         """Pages are free again. Raises ExecutorError for one that is free already or does not exist."""
-        for page in pages:
-            self._give(page)
+        for first, length in runs(list(pages)):
+            self._give(first, length)
 
-    def _give(self, page: int) -> None:
-        at = self._runs.bisect_right(page)
+    def _give(self, first: int, length: int) -> None:
+        at = self._runs.bisect_right(first)
         before = self._runs.peekitem(at - 1) if at else None
         after = self._runs.peekitem(at) if at < len(self._runs) else None
-        if not 0 <= page < self.pages or (before is not None and page < before[0] + before[1]):
-            raise ExecutorError(f"page {page} of {self.pages} is given back, but nobody has it")
-        first, length = page, 1
-        if after is not None and after[0] == page + 1:
+        wrong = None  # the first of them that is not in anybody's hands
+        if first < 0 or (before is not None and first < before[0] + before[1]):
+            wrong = first
+        elif after is not None and after[0] < first + length:
+            wrong = after[0]
+        elif first + length > self.pages:
+            wrong = max(first, self.pages)
+        if wrong is not None:
+            raise ExecutorError(f"page {wrong} of {self.pages} is given back, but nobody has it")
+        self.free += length
+        if after is not None and after[0] == first + length:
             length += self._drop(after[0])
-        if before is not None and before[0] + before[1] == page:
+        if before is not None and before[0] + before[1] == first:
             first, length = before[0], length + self._drop(before[0])
         self._add(first, length)
-        self.free += 1
 
 
 def runs(*columns: list[int]) -> list[tuple[int, ...]]:

@@ -91,10 +91,11 @@ class KVPool:
 
     def hold_each(self, wanted: Iterable[tuple[RequestId, int]]) -> None:
         """As ``hold`` for different requests, all or none: one search for what many of them miss."""
+        size = self.shape.page_size
         short = []
         for request, tokens in wanted:
             held = self._held.get(request) or Holding()
-            missing = self.shape.pages(tokens) - len(held.pages)
+            missing = -(-tokens // size) - len(held.pages)
             if missing > 0:
                 short.append((request, held, missing))
         if not short:
@@ -160,6 +161,7 @@ class KVPool:
         held.reach = 0
 
     def _give(self, pages: list[int]) -> None:
-        for page in pages:
-            self.device.scribble(self.data[page])
+        if self.device.poisons:
+            for page in pages:
+                self.device.scribble(self.data[page])
         self._free.give(pages)
