@@ -47,17 +47,18 @@ Rows = list[dict[str, Any]]
 def run_section(name: str, size: Size, path: Path, seconds: float, before: Rows, traces: Sequence[str]) -> Rows:
     """Run one section in this process; its findings, which also stand in ``path`` line by line."""
     record = Record(path, time.monotonic() + seconds)
-    torch.set_grad_enabled(False)
+    surfaces = [row for row in before if row["what"] == "surface"]
+    most = max((row["kv_heads"] for row in surfaces), default=0)
+    work: dict[str, Callable[[], None]] = {
+        "attention": lambda: attention(record, size),
+        "copies": lambda: copies(record, size),
+        "steps": lambda: steps(record, size),
+        "surface": lambda: surface(record, size),
+        "gain": lambda: gain(record, size, [row for row in surfaces if row["kv_heads"] == most], traces),
+    }
     record.state(size, "begin")
-    if name == "gain":
-        heads = max((row["kv_heads"] for row in before if row["what"] == "surface"), default=0)
-        found = [row for row in before if row["what"] == "surface" and row["kv_heads"] == heads]
-        gain(record, size, found, traces)
-    else:
-        work: dict[str, Callable[[Record, Size], None]] = {
-            "attention": attention, "copies": copies, "steps": steps, "surface": surface
-        }  # fmt: skip
-        work[name](record, size)
+    with torch.no_grad():
+        work[name]()
     record.state(size, "end")
     return record.rows
 

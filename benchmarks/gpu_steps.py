@@ -80,8 +80,8 @@ def one_more(bench: Bench, lengths: list[int], size: Size) -> float:
     found = []
     for _ in range(size.pick(REPEATS, 2)):
         times = [count * bench.decode(lengths, count) for count in (short, long)]
-        found.append(float(times[1] - times[0]) / (long - short))
-    return median(found)
+        found.append((times[1] - times[0]) / (long - short))
+    return float(median(found))
 
 
 def _step(record: Record, bench: Bench, n: int, context: int, bandwidth: float, size: Size) -> None:

@@ -56,7 +56,7 @@ class Timer:
     def seconds(self, work: Work, repeats: int = 20, warm: int = 3) -> float:
         """The median of ``repeats`` runs, after ``warm`` that do not count."""
         if self.size.smoke:
-            repeats, warm = 2, 1
+            repeats, warm = 1, 0
         for _ in range(warm):
             work()
         if not self.gpu:

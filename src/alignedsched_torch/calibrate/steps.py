@@ -53,21 +53,24 @@ def sheets_of(seconds: Seconds) -> tuple[Sheet, ...]:
     for n in sorted({cell.n for cell in seconds}):
         mine = {(cell.mean, cell.stretch): taken for cell, taken in seconds.items() if cell.n == n}
         means, wide = sorted({mean for mean, _ in mine}), sorted({stretch for _, stretch in mine})
-        columns = [_column([mine.get((mean, stretch)) for mean in means], means) for stretch in wide]
+        level = [mine[mean, wide[0]] for mean in means]
+        columns = [_column([mine.get((mean, stretch)) for mean in means], means, level) for stretch in wide]
         rows = tuple(zip(*columns, strict=True))
         sheets.append(Sheet(n, tuple(map(float, means)), tuple(wide), rows))
     return tuple(sheets)
 
 
-def _column(found: list[float | None], means: Sequence[float]) -> list[float]:
-    """Seconds along mean lengths; what is missing at the end goes on as a straight line that does not fall."""
+def _column(found: list[float | None], means: Sequence[float], level: Sequence[float]) -> list[float]:
+    """Seconds along mean lengths. What is missing at the end goes on as a straight line that does not fall; behind a
+    single value, as batches of one length (``level``) go on.
+    """
     known = [value for value in found if value is not None]
     assert found[: len(known)] == known, "what is missing are the longest"
-    slope = 0.0
-    if len(known) > 1:
-        slope = max(0.0, (known[-1] - known[-2]) / (means[len(known) - 1] - means[len(known) - 2]))
-    last = means[len(known) - 1]
-    return [*known, *(known[-1] + slope * (mean - last) for mean in means[len(known) :])]
+    last = len(known) - 1
+    if not last:
+        return [known[0] * max(1.0, seconds / level[0]) for seconds in level]
+    slope = max(0.0, (known[-1] - known[-2]) / (means[last] - means[last - 1]))
+    return [*known, *(known[-1] + slope * (mean - means[last]) for mean in means[last + 1 :])]
 
 
 def measure_rows(bench: Bench, most: int, seconds: float, rng: Rng, told: Told) -> Curve:
