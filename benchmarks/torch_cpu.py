@@ -56,7 +56,7 @@ class Ours:
             self.forward_s += time.thread_time() - began
             return made
 
-        Forward._compute = timed  # type: ignore[method-assign]
+        Forward._compute = timed  # type: ignore[method-assign, assignment]
         try:
             with Engine(self.folder, kv_tokens=KV_TOKENS, page_size=PAGE, max_tokens=STEP_TOKENS) as engine:
                 answers = engine.generate(prompts, max_new_tokens=NEW)

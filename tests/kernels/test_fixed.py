@@ -17,7 +17,7 @@ from alignedsched.events import Arrived
 from alignedsched.registry import policy
 from alignedsched.request import Request
 from alignedsched.scheduler import Scheduler
-from alignedsched_torch.devices import CpuDevice
+from alignedsched_torch.devices import CpuDevice, CudaDevice, Device
 from alignedsched_torch.devices.cpu import CpuStream
 from alignedsched_torch.executor import TorchExecutor
 from alignedsched_torch.fixed import sizes
@@ -27,6 +27,7 @@ from alignedsched_torch.memory import KVPool, PageShape
 from alignedsched_torch.models import Decoder, ModelConfig, load_weights
 from alignedsched_torch.sampling import Sampling
 from alignedsched_torch.tiny import write_tiny
+from tests.kernels.paged import PLACE
 from tests.torch.serving import HORIZON, MEMBERS, colocated, serve
 
 VOCAB = 64
@@ -39,7 +40,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     folder: Path = tmp_path_factory.mktemp("tiny")
     write_tiny(folder, "llama", vocab=VOCAB, hidden=32, layers=1, positions=256)
     config = ModelConfig.from_folder(folder)
-    return Decoder(config, load_weights(folder, config, torch.float32, torch.device("cpu")))
+    return Decoder(config, load_weights(folder, config, torch.float32, PLACE))
 
 
 class Watch(TorchDispatchMode):
@@ -90,7 +91,12 @@ class Recording(CpuDevice):
         self._stream = self.recorder
 
 
-def tokens(decoder: Decoder, device: CpuDevice, name: str, *, fixed: bool) -> list[list[int]]:
+def here() -> Device:
+    """What kernels run on in this process."""
+    return CpuDevice("d0") if PLACE.type == "cpu" else CudaDevice("d0")
+
+
+def tokens(decoder: Decoder, device: Device, name: str, *, fixed: bool) -> list[list[int]]:
     """What six requests, two of which draw, make under the scheduler with short memory."""
     cluster = colocated(decoder, 14, 16, 1)
     executor = TorchExecutor(cluster, {"d0": device}, {"l0": decoder}, attention=name, fixed=fixed)
@@ -109,14 +115,15 @@ def tokens(decoder: Decoder, device: CpuDevice, name: str, *, fixed: bool) -> li
 
 @pytest.fixture(scope="module")
 def wanted(decoder: Decoder) -> list[list[int]]:
-    return tokens(decoder, CpuDevice("d0"), "torch", fixed=False)
+    return tokens(decoder, here(), "torch", fixed=False)
 
 
 @pytest.mark.parametrize("name", ["triton", "triton_invariant", "triton_unsplit"])
 def test_every_attention_makes_the_tokens_of_torch(name: str, decoder: Decoder, wanted: list[list[int]]) -> None:
-    assert tokens(decoder, CpuDevice("d0"), name, fixed=name != "triton") == wanted
+    assert tokens(decoder, here(), name, fixed=name != "triton") == wanted
 
 
+@pytest.mark.skipif(PLACE.type != "cpu", reason="watches a CPU's work")
 def test_a_recorded_step_is_the_same_work_over_the_same_memory_for_every_batch(
     decoder: Decoder, wanted: list[list[int]]
 ) -> None:

@@ -112,7 +112,7 @@ _POINTERS = {
 
 
 def compiled(case: Case) -> Any:
-    """The kernel compiled. Pointers and strides are taken to be multiples of 16, as they are at a launch."""
+    """The kernel compiled. Pointers and strides are taken to be multiples of 16, as they are in a pool of KV."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -130,7 +130,7 @@ def compiled(case: Case) -> Any:
             signature[name] = f"*{pointers[name]}"
         else:
             signature[name] = "fp32" if name == "scale" else "i32"
-        if name in pointers or name.endswith("stride"):
+        if name in pointers or (name.endswith("stride") and name != "table_stride"):
             attributes[place,] = [["tt.divisibility", 16]]
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, places, attributes)

@@ -86,7 +86,7 @@ def _segment(length, PAGE: tl.constexpr, LEAST: tl.constexpr, SEGMENTS: tl.const
     return tl.maximum(LEAST, (pages + SEGMENTS - 1) // SEGMENTS) * PAGE
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "PROGRAMS"])
 def balanced_kernel(
     q, kv, rows, table, lengths, starts, out, part_sum, part_top, part_weight,
     q_stride, page_stride, table_stride, scale, PROGRAMS,
@@ -139,7 +139,7 @@ def balanced_kernel(
             tl.store(part_weight + part * GROUP + g, weight, mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PROGRAMS"])
 def merge_kernel(
     rows, lengths, starts, out, part_sum, part_top, part_weight, PROGRAMS,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
@@ -188,7 +188,7 @@ def merge_kernel(
     tl.store(out + made + d, (total / weight).to(out.dtype.element_ty), mask=d < DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def unsplit_kernel(
     q, kv, rows, table, lengths, out, q_stride, page_stride, table_stride, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
@@ -249,7 +249,7 @@ def rope_write_kernel(
     tl.store(value + HALF, tl.load(source + HALF, mask=half, other=0.0), mask=writes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # else one is compiled for each kind of number
 def move_pages_kernel(
     source, source_ids, target, target_ids, count, source_stride, target_stride,
     WORDS: tl.constexpr, BLOCK: tl.constexpr,

@@ -80,7 +80,15 @@ class PageAllocator:
 
     def give(self, pages: Iterable[int]) -> None:
         """Pages are free again. Raises ExecutorError for one that is free already or does not exist."""
-        for first, length in runs(list(pages)):
+        first, length = 0, 0
+        for page in pages:
+            if page == first + length:
+                length += 1
+                continue
+            if length:
+                self._give(first, length)
+            first, length = page, 1
+        if length:
             self._give(first, length)
 
     def _give(self, first: int, length: int) -> None:
