@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from benchmarks.gpu_kernels import TOLERANCE, Batch, Heads, balanced, kernels, room
+from benchmarks.gpu_kernels import TOLERANCE, Batch, Heads, Make, balanced, kernels, room
 from benchmarks.gpu_timing import Record, Size, Timer
 
 PAGES = (64, 16, 32)  # tokens of a page; the first one is the executor's on GPUs
@@ -35,36 +37,35 @@ def attention(record: Record, size: Size) -> None:
     heads = size.pick(Heads(32, 8, 128), Heads(4, 2, 16))
     shapes = batches(size)
     memory = room(max(int((-(-lengths // 256) * 256).sum()) for lengths in shapes.values()), heads, size)
-    names = kernels(size)
     pages = size.pick(PAGES, (16,))
-    for label, lengths in shapes.items():
-        batch = Batch(lengths, heads, pages[0], size, memory)
-        for name, make in names.items():
-            record.attempt(f"{name}, {label}", lambda name=name, make=make, batch=batch, label=label: _one(  # type: ignore[misc]
-                record, timer, name, label, batch, make))  # fmt: skip
-    first = next(iter(shapes))
+    for name, make in kernels(size).items():  # one that has to be compiled for minutes comes last, and costs no other
+        for label, lengths in shapes.items():
+            batch = Batch(lengths, heads, pages[0], size, memory)
+            _one(record, timer, "attention", name, label, batch, make)
+    first, lengths = next(iter(shapes.items()))
     for page in pages[1:]:
-        batch = Batch(shapes[first], heads, page, size, memory)
-        record.attempt(f"balanced, pages of {page}", lambda batch=batch: _one(  # type: ignore[misc]
-            record, timer, "balanced", first, batch, balanced))  # fmt: skip
+        batch = Batch(lengths, heads, page, size, memory)
+        _one(record, timer, "variant", "balanced", first, batch, balanced)
     for many in size.pick(PER_PROCESSOR, ()):
-        batch = Batch(shapes[first], heads, pages[0], size, memory)
-        record.attempt(f"balanced, {many} programs a processor", lambda batch=batch, many=many: _one(  # type: ignore[misc]
-            record, timer, f"balanced, {many} a processor", first, batch, lambda b: balanced(b, many)))  # fmt: skip
+        batch = Batch(lengths, heads, pages[0], size, memory)
+        name = f"balanced, {many} a processor"
+        _one(record, timer, "variant", name, first, batch, partial(balanced, per_processor=many))
 
 
-def _one(record: Record, timer: Timer, name: str, label: str, batch: Batch, make: object) -> None:
-    """Time one kernel on one batch, and check what it computes."""
-    assert callable(make)
-    work, out = make(batch)
-    work()
-    # The library reads the same memory in another layout, and has checked itself.
-    error = None if name == "library" else batch.error(out)
-    if error is not None and not error < TOLERANCE:
-        record.put("wrong", kernel=name, batch=label, error=error)
-        return
-    seconds = timer.seconds(work)
-    record.put(
-        "attention", kernel=name, batch=label, page=batch.page, kv_bytes=batch.bytes, seconds=seconds,
-        bytes_per_s=batch.bytes / seconds, error=error, big=batch.bytes >= BIG,
-    )  # fmt: skip
+def _one(record: Record, timer: Timer, what: str, name: str, label: str, batch: Batch, make: Make) -> None:
+    """Check what one kernel computes on one batch, and time it."""
+
+    def measure() -> None:
+        work, out = make(batch)
+        work()
+        # The library reads the same memory in another layout, and has checked itself.
+        error = None if name == "library" else batch.error(out)
+        if error is not None and not error < TOLERANCE:
+            raise RuntimeError(f"results are off by {error}")
+        seconds = timer.seconds(work)
+        record.put(
+            what, kernel=name, batch=label, page=batch.page, kv_bytes=batch.bytes, seconds=seconds,
+            bytes_per_s=batch.bytes / seconds, error=error, big=batch.bytes >= BIG,
+        )  # fmt: skip
+
+    record.attempt(f"{name}, {label}, pages of {batch.page}", measure)

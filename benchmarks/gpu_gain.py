@@ -111,12 +111,10 @@ def _linear(record: Record, size: Size) -> tuple[int, Curve, float]:
             highest = max(highest, layers * one + head)
             seconds.append(highest)
         tokens = size.pick(PREFILL, 32)
-        q, k, v = (
-            torch.randn((1, heads, tokens, decoder.config.head_dim), device=size.device).to(size.dtype)
-            for heads in (decoder.heads, decoder.kv_heads, decoder.kv_heads)
-        )
+        shape = (1, decoder.heads, tokens, decoder.config.head_dim)
+        q, k, v = (torch.randn(shape, device=size.device).to(size.dtype) for _ in range(3))
         attend = torch.nn.functional.scaled_dot_product_attention
-        prefill = timer.seconds(lambda: attend(q, k, v, is_causal=True, enable_gqa=True))
+        prefill = timer.seconds(lambda: attend(q, k, v, is_causal=True))
     per_pair = layers * prefill / (tokens * (tokens + 1) / 2)
     rows = Curve(tuple(map(float, counts)), tuple(seconds))
     record.put("layers", rows=list(counts), seconds=seconds, prefill_s_per_pair=per_pair)

@@ -102,9 +102,12 @@ def room(tokens: int, heads: Heads, size: Size) -> torch.Tensor:
     return made
 
 
-def kernels(size: Size) -> dict[str, Callable[[Batch], tuple[Work, torch.Tensor]]]:
-    """Every kernel that can be had here, by name; each makes (work, what the work writes) of a batch."""
-    found: dict[str, Callable[[Batch], tuple[Work, torch.Tensor]]] = {}
+Make = Callable[[Batch], tuple[Work, torch.Tensor]]  # of a batch: the work, and what it writes
+
+
+def kernels(size: Size) -> dict[str, Make]:
+    """Every kernel that can be had here, by name."""
+    found: dict[str, Make] = {}
     interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
     if find_spec("triton") is not None and (not size.smoke or interpreted):
         found |= {"balanced": balanced, "unsplit": unsplit}

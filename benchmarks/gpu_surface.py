@@ -98,7 +98,7 @@ def cells(size: Size) -> list[Cell]:
 
 def measured(record: Record, timer: Timer, heads: Heads, size: Size) -> dict[str, list[Point]]:
     """Points of every kernel; all kernels see the same batches, the longest first."""
-    names = kernels(size)
+    names = {name: make for name, make in kernels(size).items() if name != "flashinfer"}  # it plans as ``balanced``
     found: dict[str, list[Point]] = {name: [] for name in names}
     page, every = size.pick(PAGE, 16), cells(size)
     memory = room(max(cell.n * (cell.mean + 256) for cell in every), heads, size)

@@ -39,11 +39,8 @@ def copy_bandwidth(rows: Rows) -> float | None:
 def _attention(rows: Rows) -> Iterator[tuple[str, str, float | None, bool | None]]:
     bandwidth = copy_bandwidth(rows)
     timed = [row for row in rows if row["what"] == "attention"]
-    pages = {row["page"] for row in timed if row["kernel"] in LIBRARIES}
-    by: dict[tuple[str, str], float] = {
-        (row["batch"], row["kernel"]): row["seconds"] for row in timed if not pages or row["page"] in pages
-    }
-    big = [row for row in timed if row["big"] and row["kernel"] == OURS and (not pages or row["page"] in pages)]
+    by: dict[tuple[str, str], float] = {(row["batch"], row["kernel"]): row["seconds"] for row in timed}
+    big = [row for row in timed if row["big"] and row["kernel"] == OURS]
     shares = [row["bytes_per_s"] / bandwidth for row in big] if bandwidth else []
     least = min(shares, default=None)
     yield (f"decode attention, worst batch of 256 MB and more, of the copy bandwidth ({len(shares)} batches)",
@@ -102,9 +99,9 @@ def table(result: dict[str, Any]) -> str:
     where = f"{about.get('gpu', about.get('processor'))}, torch {about.get('torch')}, triton {about.get('triton', '-')}"
     lines = [f"{result['what']}: {where}, CUDA {about.get('cuda', '-')}"]
     for name, part in sections.items():
-        failed = [row for row in part["rows"] if row["what"] in ("failed", "wrong", "left out")]
+        failed = [row for row in part["rows"] if row["what"] in ("failed", "left out")]
         lines.append(f"{name}: {part['status'][:200]}, {part['seconds']} s, {len(failed)} parts failed or left out")
-        lines += [f"    {row['what']}: {row.get('part', row.get('kernel'))}: {row.get('error', row.get('why'))}"[:160]
+        lines += [f"    {row['what']}: {row['part']}: {row.get('error', row.get('why'))}"[:160]
                   for row in failed[:5]]  # fmt: skip
     lines += ["", *_attention_table(_rows(sections, "attention")), "", *_surface_table(_rows(sections, "surface"))]
     lines += ["", *_gain_table(_rows(sections, "gain")), "", f"{'target':<90}{'wanted':>10}{'found':>12}  holds"]
@@ -119,7 +116,7 @@ def _attention_table(rows: Rows) -> list[str]:
     bandwidth = copy_bandwidth(rows)
     lines = [f"{'batch':<34}{'kernel':<26}{'page':>5}{'us':>10}{'of copy':>9}"]
     for row in rows:
-        if row["what"] == "attention" and bandwidth:
+        if row["what"] in ("attention", "variant") and bandwidth:
             lines.append(f"{row['batch']:<34}{row['kernel']:<26}{row['page']:>5}{row['seconds'] * 1e6:>10.1f}"
                          f"{row['bytes_per_s'] / bandwidth:>9.1%}")  # fmt: skip
     return lines

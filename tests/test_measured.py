@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from alignedsched.cluster import HOST
 from alignedsched.cost_sheet import Curve
+from alignedsched.cost_table import TERMS
 from alignedsched.costs import Load, Prefill, Sheet, TableCosts
 from alignedsched.errors import ConfigError
 from alignedsched.measured import (
@@ -200,9 +201,9 @@ def tables(draw: st.DrawFn) -> TableCosts:
         rows = tuple(tuple(draw(positive) for _ in stretches) for _ in means)
         sheets.append(Sheet(n, tuple(map(float, means)), tuple(stretches), rows))
     rising = sorted(draw(st.lists(positive, min_size=3, max_size=3)))
-    terms = [draw(st.floats(0, 1e-3)) for _ in range(6)]
+    terms: list[Any] = [draw(st.floats(0, 1e-3)) for _ in range(6)]
     curve = draw(st.sampled_from([None, Curve((1.0, 10.0, 200.0), tuple(rising))]))
-    return TableCosts(tuple(sheets), Prefill(*terms, rows=curve))
+    return TableCosts(tuple(sheets), Prefill(**dict(zip(TERMS, terms, strict=True)), rows=curve))
 
 
 @given(costs=tables(), lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=8))

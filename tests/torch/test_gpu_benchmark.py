@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +90,12 @@ def test_a_section_that_dies_or_hangs_leaves_what_it_had(
 ) -> None:
     rows = '\'{"what": "x"}\\n{"wh\''
     script = f"import sys, time; open(sys.argv[sys.argv.index('--out') + 1], 'w').write({rows}); {end}"
-    run = gpu.subprocess.run
+    run = subprocess.run
     monkeypatch.setattr(gpu, "SMOKE_SECONDS", 2 - gpu.GRACE)
     monkeypatch.setattr(
-        gpu.subprocess, "run", lambda command, **how: run([sys.executable, "-c", script, *command[3:]], **how)
+        subprocess, "run", lambda command, **how: run([sys.executable, "-c", script, *command[3:]], **how)
     )
-    part = gpu.in_process("copies", gpu.argparse.Namespace(smoke=True, trace=[]), [])
+    part = gpu.in_process("copies", Namespace(smoke=True, trace=[]), [])
     assert status in part["status"]
     assert part["rows"] == [{"what": "x"}]
 
@@ -148,7 +150,8 @@ def test_planted_surfaces_are_found_again(gate: int | None, s: float, seed: int)
     assert fit.name == planted.name
     assert fit.d == pytest.approx(1e-9, rel=0.05)
     if gate is not None:
-        assert (fit.gate, fit.s) == (gate, pytest.approx(s, rel=0.1))
+        assert fit.gate == gate
+        assert fit.s == pytest.approx(s, rel=0.1)
 
 
 @given(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 40), st.sampled_from([None, 1, 26]))
