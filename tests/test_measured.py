@@ -160,6 +160,15 @@ def test_measured_hardware_is_simulated_with_what_was_measured(tmp_path: Path) -
     assert (into.bytes_per_s, back.bytes_per_s, into.latency_s) == (2e9, 1e9, 1e-4)
 
 
+def test_another_kernel_is_asked_for_behind_a_colon(tmp_path: Path) -> None:
+    two = evolve(machine(), kernels={**machine().kernels, "slow": MeasuredKernel(table(16))})
+    path = str(saved(two, tmp_path))
+    built = build(f"{path}:slow", topology="colocated", lanes=1, staging=False)
+    assert built.costs.sheets[-1].n == 16  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="kernel 'fast' was not measured; measured: torch, slow"):
+        build(f"{path}:fast", topology="colocated", lanes=1, staging=False)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

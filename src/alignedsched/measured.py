@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 
+from .cluster import HOST, Cluster, Link
 from .cost_table import TableCosts
 from .errors import ConfigError
 from .outside import is_count, is_number, printable, read_json, show
@@ -98,6 +99,24 @@ class Measured:
         if name not in self.kernels:
             raise ConfigError(f"kernel {show(name)} was not measured; measured: {', '.join(self.kernels)}")
         return self.kernels[name].costs
+
+    def applied(self, cluster: Cluster) -> Cluster:
+        """The cluster with its links as fast as measured; those of a direction that was not stay as they are.
+
+        Raises ConfigError where the cluster's KV is that of another model.
+        """
+        mine, other = self.model.kv_bytes_per_token, cluster.layout.bytes_per_token
+        if mine != other:
+            raise ConfigError(
+                f"the costs were measured with {show(self.model.name)}, whose KV has {mine} bytes a token; "
+                f"this model's has {other}"
+            )
+        return evolve(cluster, links=tuple(map(self._as_fast, cluster.links)))
+
+    def _as_fast(self, link: Link) -> Link:
+        way = "host->device" if link.source == HOST else "device->host" if link.target == HOST else "device->device"
+        found = self.links.get(way)
+        return link if found is None else evolve(link, bytes_per_s=found.bytes_per_s, latency_s=found.latency_s)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file. Raises OSError where that cannot be done."""

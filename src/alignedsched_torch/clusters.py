@@ -14,8 +14,6 @@ from attrs import frozen
 from alignedsched.cluster import HOST, Cluster, KVLayout, Lane, Link, Role
 from alignedsched.cluster import Device as Memory
 from alignedsched.errors import ConfigError
-from alignedsched.measured import Measured
-from alignedsched.outside import show
 
 from .devices import CpuDevice, CudaDevice, Device
 from .memory import PageShape
@@ -58,28 +56,14 @@ def open_devices(name: str, topology: str) -> dict[str, Device]:
     return {device: CudaDevice(device, (first + place) % found) for place, device in enumerate(ids)}
 
 
-def plan_cluster(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    devices: Mapping[str, Device],
-    sizes: Sizes,
-    measured: Measured | None = None,
-) -> Cluster:
-    """The cluster over these devices, its links as fast as measured where that is known.
-
-    Raises ConfigError for sizes that are none, or hold no request, and for measurements of another model.
-    """
+def plan_cluster(config: ModelConfig, dtype: torch.dtype, devices: Mapping[str, Device], sizes: Sizes) -> Cluster:
+    """The cluster over these devices. Raises ConfigError for sizes that are none, or hold no request."""
     if sizes.page_size < 1 or sizes.host_tokens < 0 or (sizes.kv_tokens is not None and sizes.kv_tokens < 1):
         raise ConfigError(
             f"page_size and kv_tokens must be at least 1 and host_tokens at least 0, got "
             f"{sizes.page_size}, {sizes.kv_tokens} and {sizes.host_tokens}"
         )
     shape = PageShape(config.layers, config.kv_heads, config.head_dim, sizes.page_size, dtype)
-    if measured is not None and measured.model.kv_bytes_per_token != shape.bytes // shape.page_size:
-        raise ConfigError(
-            f"the costs were measured with {show(measured.model.name)}, whose KV has "
-            f"{measured.model.kv_bytes_per_token} bytes a token; this model's has {shape.bytes // shape.page_size}"
-        )
     gpu = devices["d0"].torch_device.type == "cuda"
     tokens = _free_tokens(shape, config, devices["d0"], sizes) if sizes.kv_tokens is None else sizes.kv_tokens
     blocks = shape.pages(tokens)
@@ -98,8 +82,7 @@ def plan_cluster(
         for m in memories
     )
     return Cluster(
-        memories, lanes, shape.pages(sizes.host_tokens),
-        _links(memories, bool(sizes.host_tokens), measured),
+        memories, lanes, shape.pages(sizes.host_tokens), _links(memories, bool(sizes.host_tokens)),
         KVLayout(sizes.page_size, shape.bytes // sizes.page_size), config.max_positions,
     )  # fmt: skip
 
@@ -114,16 +97,9 @@ def _free_tokens(shape: PageShape, config: ModelConfig, device: Device, sizes: S
     return max(shape.page_size, min(fitting, sizes.max_members * config.max_positions))
 
 
-def _links(memories: tuple[Memory, ...], host: bool, measured: Measured | None) -> tuple[Link, ...]:
-    """Between all devices, and each of them and the host."""
+def _links(memories: tuple[Memory, ...], host: bool) -> tuple[Link, ...]:
     names = [memory.id for memory in memories]
-    ends = [(a, b, "device->device") for a in names for b in names if a != b]
+    ends = [(a, b, PEER_BYTES_PER_S) for a in names for b in names if a != b]
     if host:
-        ends += [(HOST, name, "host->device") for name in names] + [(name, HOST, "device->host") for name in names]
-    known = {} if measured is None else measured.links
-    links = []
-    for source, target, way in ends:
-        assumed = PEER_BYTES_PER_S if way == "device->device" else HOST_BYTES_PER_S
-        speed, latency = (known[way].bytes_per_s, known[way].latency_s) if way in known else (assumed, 0.0)
-        links.append(Link(source, target, speed, latency))
-    return tuple(links)
+        ends += [(a, b, HOST_BYTES_PER_S) for name in names for a, b in ((name, HOST), (HOST, name))]
+    return tuple(Link(*end) for end in ends)

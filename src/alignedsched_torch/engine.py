@@ -79,7 +79,7 @@ class Engine:
         measured = None
         if isinstance(costs, str | Path):
             measured = Measured.load(costs)
-            costs = measured.costs()
+            costs = measured.costs(attention if attention in measured.kernels else None)
         self.config = ModelConfig.from_folder(folder)
         kind = _dtype(dtype if dtype is not None else self.config.dtype)
         chosen = policy_named(policy) if isinstance(policy, str) else policy
@@ -88,7 +88,9 @@ class Engine:
         places = {d.torch_device for d in devices.values()}
         loaded = {place: Decoder(self.config, load_weights(folder, self.config, kind, place)) for place in places}
         sizes = Sizes(kv_tokens, host_tokens, page_size, max_members, max_tokens, run_ahead)
-        self.cluster = plan_cluster(self.config, kind, devices, sizes, measured)
+        self.cluster = plan_cluster(self.config, kind, devices, sizes)
+        if measured is not None:
+            self.cluster = measured.applied(self.cluster)
         decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in self.cluster.lanes}
         self.executor = TorchExecutor(self.cluster, devices, decoders, attention=attention)
         self.scheduler = Scheduler(self.cluster, chosen, costs, max_horizon=max_horizon)

@@ -6,8 +6,8 @@ and half of each prefill device's KV memory may stage KV for others: prefill kee
 (semi-PD measured 1.7 to 25 %). A decoding lane may have several ``ranks`` that step together, each a GPU (or tensor-
 parallel group) with its own KV and members: data-parallel attention, its step as long as the slowest rank's.
 
-Hardware may also be a file of measurements (``measured``): each device is then such a machine, with the model, memory,
-costs and links that were measured.
+Hardware may also be a file of measurements (``measured``; ``FILE.json:KERNEL`` says under which kernel): each device is
+then such a machine, with the model, memory, costs and links that were measured.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def build(
 
     Raises ConfigError for unknown names (listing the known ones), a file that is wrong, and what does not fit.
     """
-    if hardware.endswith(".json"):
-        part = _measured(hardware, model, surface)
+    path, dot, kernel = hardware.partition(".json:")
+    if dot or hardware.endswith(".json"):
+        part = _measured(path + ".json" if dot else hardware, kernel or None, model, surface)
     else:
         part = _modelled(hardware, model or DEFAULT_MODEL, surface or DEFAULT_SURFACE)
     if topology != "colocated" and part.peer is None:
@@ -133,8 +134,8 @@ def _modelled(hardware: str, model: str, surface: str) -> _Part:
     )  # fmt: skip
 
 
-def _measured(path: str, model: str | None, surface: str | None) -> _Part:
-    """A machine as it was measured; links that were not are none."""
+def _measured(path: str, kernel: str | None, model: str | None, surface: str | None) -> _Part:
+    """A machine as it was measured, under one of its kernels; links that were not are none."""
     for name, value in (("model", model), ("surface", surface)):
         if value is not None:
             raise ConfigError(f"{name} {show(value)}: hardware {show(path)} was measured with its own; leave it away")
@@ -145,7 +146,8 @@ def _measured(path: str, model: str | None, surface: str | None) -> _Part:
         raise ConfigError(f"{path}: links: host memory of {memory.host_tokens} tokens, but no copies to or from it")
     nothing = LinkSpeed("none", 1.0, 0.0)
     return _Part(
-        found.machine.get("gpu") or found.machine.get("processor") or Path(path).name, found.model.name, found.costs(),
+        found.machine.get("gpu") or found.machine.get("processor") or Path(path).name, found.model.name,
+        found.costs(kernel),
         KVLayout(size, found.model.kv_bytes_per_token), memory.kv_tokens // size, memory.host_tokens // size,
         (memory.run_ahead, memory.max_members, memory.max_tokens), found.model.max_positions,
         ways.get("device->host", nothing), ways.get("host->device", nothing), ways.get("device->device"),
