@@ -184,18 +184,21 @@ class BatchTable:
     def grow(self) -> None:
         """Every row gets the page its next token goes to. O(rows) in numpy, and O(1) Python for each new page."""
         rows = self.rows
-        short = rows[self.length[rows] > self._held[rows] * self._size].tolist()
-        if not short:
+        short = rows[self.length[rows] > self._held[rows] * self._size]
+        if not len(short):
             return
-        names = [self._job(slot).id for slot in short]
-        self._pool.hold_each(zip(names, self.length[short].tolist(), strict=True))
-        written = self.delta.pages
-        for slot, name, held in zip(short, names, self._held[short].tolist(), strict=True):
-            pages = self._pool.pages(name)
-            first = slot * self._width
-            for place in range(held, len(pages)):
-                written[first + place] = pages[place]
+        held = self._held[short]
+        for slot in short[held == 0].tolist():  # it has just come, with pages that the device does not know of
+            job = self._job(slot)
+            self._pool.hold(job.id, int(self.length[slot]))
+            pages = self._pool.pages(job.id)
+            self.delta.pages |= enumerate(pages, slot * self._width)
             self._held[slot] = len(pages)
+        grown = short[held > 0]
+        places = grown * self._width + held[held > 0]
+        pages = self._pool.hold_next([self._job(slot).id for slot in grown.tolist()])
+        self.delta.pages.update(zip(places.tolist(), pages, strict=True))
+        self._held[grown] += 1
 
     def advance(self) -> None:
         """A step has been launched: every row is one token longer."""

@@ -84,6 +84,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_launched() -> None:
     work.load(plan(np.array([20, 30, 40]), 1, 16, 4))
     with pytest.raises(ExecutorError, match="no plan for 2 rows"):
         balanced(batch.q, batch.kv, batch.tables, work, out)
+    work.load(plan(np.array([20, 30]), 1, 32, 4))
+    with pytest.raises(ExecutorError, match="no plan for 2 rows with pages of 16 tokens"):
+        balanced(batch.q, batch.kv, batch.tables, work, out)
+    for other in (Workspace(4, 4, 2, 16, PLACE), Workspace(4, 2, 1, 16, PLACE, invariant=True, rows=1)):
+        with pytest.raises(ExecutorError, match="do not fit the workspace"):
+            balanced(batch.q, batch.kv, batch.tables, other, out)
     with pytest.raises(ExecutorError, match="do not fit KV"):
         unsplit(batch.q[:, :, :8], batch.kv, batch.tables, out)
     with pytest.raises(ExecutorError, match=r"torch.float64"):

@@ -22,9 +22,11 @@ from alignedsched_torch.devices.cpu import CpuStream
 from alignedsched_torch.executor import TorchExecutor
 from alignedsched_torch.fixed import sizes
 from alignedsched_torch.job import Job
+from alignedsched_torch.kernels.attention import TritonAttention
 from alignedsched_torch.kernels.choice import NAMES, attention
 from alignedsched_torch.memory import KVPool, PageShape
 from alignedsched_torch.models import Decoder, ModelConfig, load_weights
+from alignedsched_torch.models.attention import DecodeRows
 from alignedsched_torch.sampling import Sampling
 from alignedsched_torch.tiny import write_tiny
 from tests.kernels.paged import PLACE
@@ -110,6 +112,8 @@ def tokens(decoder: Decoder, device: Device, name: str, *, fixed: bool) -> list[
         executor.expect(job)
     scheduler = Scheduler(cluster, policy("fcfs"), max_horizon=HORIZON)
     serve(scheduler, executor, [(0.0, Arrived(job.request)) for job in jobs])
+    columns = executor.lanes["l0"]._table.columns
+    assert int(columns.length[columns.spare]) == 0, "padding stays padding"
     return [job.produced for job in jobs]
 
 
@@ -152,6 +156,21 @@ def test_the_watch_sees_what_a_graph_forbids() -> None:
         step(torch.tensor([1, 2]))
     assert first.seen != second.seen, "shapes differ"
     assert [name for name, *_ in first.seen if any(word in name for word in FORBIDDEN)], "the host waits for a number"
+
+
+def test_a_plan_is_made_for_other_rows_and_after_a_page_of_steps() -> None:
+    backend = attention("triton", KVPool("d0", here(), PageShape(1, 1, 16, 16, torch.float32), 8), 1, 4)
+    assert isinstance(backend, TritonAttention)
+    assert backend.work is not None
+    ids = torch.zeros(2, dtype=torch.int64)
+    plans = []
+    for step in range(34):
+        version = 1 if step < 32 else step
+        backend.prepare(DecodeRows(ids, ids[None], ids, np.array([40, 3]) + step, version))
+        plans.append(backend.work.loaded)
+    for first, last in ((0, 16), (16, 32)):
+        assert all(plan is plans[first] for plan in plans[first:last])
+    assert len(set(map(id, plans))) == 4
 
 
 def test_steps_are_padded_to_few_sizes_with_little_waste() -> None:

@@ -30,6 +30,13 @@ def test_pages_are_neither_lost_nor_given_twice(actions: list[tuple[bool, int, i
         assert allocator.take(pages) == list(range(pages)), "all neighbours have been joined"
 
 
+def test_the_next_page_is_the_one_behind_where_a_run_begins_there() -> None:
+    allocator = PageAllocator(8)
+    first, second = allocator.take(2), allocator.take(3)
+    allocator.give(second[1:])
+    assert allocator.take_next([first[-1], second[0]]) == [4, 3], "2 is taken, 3 is free and behind"
+
+
 def test_a_run_goes_on_where_it_can_and_is_whole_where_it_fits() -> None:
     allocator = PageAllocator(10)
     first = allocator.take(3)
@@ -37,6 +44,26 @@ def test_a_run_goes_on_where_it_can_and_is_whole_where_it_fits() -> None:
     allocator.give([1])
     assert allocator.take(3) == [5, 6, 7], "not the hole at 1"
     assert allocator.take(1) == [1], "the shortest run that holds it"
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 12))
+def test_many_get_their_next_page_at_once_or_nobody_does(counts: list[int], more: int) -> None:
+    allocator = PageAllocator(sum(counts) + 3)
+    held = [allocator.take(count) for count in counts]
+    allocator.give(held[0][1:])
+    del held[0][1:]
+    for _ in range(more):
+        free = allocator.free
+        lasts = [pages[-1] for pages in held]
+        if free < len(held):
+            with pytest.raises(ExecutorError, match=f"{len(held)} pages are wanted, {free} of"):
+                allocator.take_next(lasts)
+            assert allocator.free == free
+            return
+        for pages, page in zip(held, allocator.take_next(lasts), strict=True):
+            pages.append(page)
+        owned = [page for pages in held for page in pages]
+        assert len(set(owned)) == len(owned) == allocator.pages - allocator.free
 
 
 def test_what_is_not_there_is_neither_taken_nor_given() -> None:

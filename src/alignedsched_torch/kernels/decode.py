@@ -53,6 +53,7 @@ class Workspace:
     kv_heads: int
     head_dim: int
     segments: int
+    rows: int
     starts: torch.Tensor
     part_sum: torch.Tensor
     part_top: torch.Tensor
@@ -73,7 +74,7 @@ class Workspace:
         group = heads // kv_heads
         parts = rows * kv_heads * SEGMENTS if invariant else 2 * programs
         self.programs, self.heads, self.kv_heads, self.head_dim = programs, heads, kv_heads, head_dim
-        self.segments = SEGMENTS if invariant else 0
+        self.segments, self.rows = SEGMENTS if invariant else 0, rows
         self.starts = torch.zeros((3, programs + 1), dtype=torch.int32, device=device)
         self.part_sum = torch.zeros((parts, group, head_dim), dtype=torch.float32, device=device)
         self.part_top = torch.zeros((parts, group), dtype=torch.float32, device=device)
@@ -103,8 +104,10 @@ def balanced(q: torch.Tensor, kv: torch.Tensor, tables: Tables, work: Workspace,
     """
     n, page = _check(q, kv, out), kv.shape[3]
     group, dim = work.heads // work.kv_heads, work.head_dim
-    if work.loaded is None or n < work.loaded.rows or (work.heads, dim) != q.shape[1:]:
-        raise ExecutorError(f"no plan for {n} rows of {tuple(q.shape[1:])} was loaded")
+    if (work.heads, work.kv_heads, dim) != (q.shape[1], kv.shape[2], kv.shape[4]) or (work.segments and n > work.rows):
+        raise ExecutorError(f"queries {tuple(q.shape)} and KV {tuple(kv.shape)} do not fit the workspace")
+    if work.loaded is None or n < work.loaded.rows or page != work.loaded.page_size:
+        raise ExecutorError(f"no plan for {n} rows with pages of {page} tokens was loaded")
     chosen, least = options(dim, kv.element_size()), max(1, LEAST_TOKENS // page)
     parts = (work.part_sum, work.part_top, work.part_weight)
     balanced_kernel[(work.programs,)](

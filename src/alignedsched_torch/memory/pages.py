@@ -29,26 +29,24 @@ class PageAllocator:
 
         Raises ExecutorError if fewer are free; nothing is taken then.
         """
-        return self.take_each([(count, after)])[0]
+        self._check(count)
+        behind = None if after is None else self._runs.get(after + 1)
+        taken = [] if after is None or behind is None else self._cut(after + 1, min(count, behind))
+        return taken + self._search(count - len(taken))
 
-    def take_each(self, wanted: Sequence[tuple[int, int | None]]) -> list[list[int]]:
-        """Pages for several takers of (count, after) at once; what is not right behind ``after`` is searched together.
+    def take_next(self, after: Sequence[int]) -> list[int]:
+        """One page for each of these: the one right behind it if that is free; the others are searched together.
 
         Raises ExecutorError if fewer are free; nothing is taken then.
         """
-        total = sum([count for count, _ in wanted])
-        if total > self.free:
-            raise ExecutorError(f"{total} pages are wanted, {self.free} of {self.pages} are free")
-        taken: list[list[int]] = []
-        for count, after in wanted:
-            behind = None if after is None else self._runs.get(after + 1)
-            taken.append([] if after is None or behind is None else self._cut(after + 1, min(count, behind)))
-        rest = self._search(total - sum(map(len, taken)))
-        for (count, _), pages in zip(wanted, taken, strict=True):
-            if missing := count - len(pages):
-                pages += rest[:missing]
-                del rest[:missing]
-        return taken
+        self._check(len(after))
+        taken = [self._cut(page + 1, 1)[0] if page + 1 in self._runs else -1 for page in after]
+        found = iter(self._search(taken.count(-1)))
+        return [next(found) if page < 0 else page for page in taken]
+
+    def _check(self, count: int) -> None:
+        if count > self.free:
+            raise ExecutorError(f"{count} pages are wanted, {self.free} of {self.pages} are free")
 
     def _search(self, count: int) -> list[int]:
         """Pages wherever they are, in as few runs as can be."""

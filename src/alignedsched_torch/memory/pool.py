@@ -7,7 +7,7 @@ contiguous stretch, the same on devices and in host memory, so that it moves as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from attrs import define, field, frozen
@@ -87,29 +87,27 @@ class KVPool:
 
         Raises ExecutorError when they are not there: the plan was wrong, or this pool smaller than it was said to be.
         """
-        self.hold_each([(request, tokens)])
-
-    def hold_each(self, wanted: Iterable[tuple[RequestId, int]]) -> None:
-        """As ``hold`` for different requests, all or none: one search for what many of them miss."""
-        size = self.shape.page_size
-        short = []
-        for request, tokens in wanted:
-            held = self._held.get(request) or Holding()
-            missing = -(-tokens // size) - len(held.pages)
-            if missing > 0:
-                short.append((request, held, missing))
-        if not short:
+        held = self._held.get(request) or Holding()
+        missing = self.shape.pages(tokens) - len(held.pages)
+        if missing <= 0:
             return
         try:
-            taken = self._free.take_each(
-                [(missing, held.pages[-1] if held.pages else None) for _, held, missing in short]
-            )
+            new = self._free.take(missing, held.pages[-1] if held.pages else None)
         except ExecutorError as error:
-            more = f" and {len(short) - 1} more" if len(short) > 1 else ""
-            raise ExecutorError(f"tier {self.tier!r}, request {short[0][0]!r}{more}: {error}") from error
-        for (request, held, _), pages in zip(short, taken, strict=True):
-            held.pages += pages
-            self._held[request] = held
+            raise ExecutorError(f"tier {self.tier!r}, request {request!r}: {error}") from error
+        held.pages += new
+        self._held[request] = held
+
+    def hold_next(self, requests: Sequence[RequestId]) -> list[int]:
+        """One page more for each of these, which all have some; the pages. With ExecutorError nobody gets one."""
+        lists = [self._held[request].pages for request in requests]
+        try:
+            pages = self._free.take_next([pages[-1] for pages in lists])
+        except ExecutorError as error:
+            raise ExecutorError(f"tier {self.tier!r}, requests {', '.join(map(repr, requests))}: {error}") from error
+        for held, page in zip(lists, pages, strict=True):
+            held.append(page)
+        return pages
 
     def keep(self, request: RequestId, tokens: int) -> None:
         """Give back what lies beyond a request's first ``tokens`` tokens; what a copy touches is free when it ends."""
