@@ -127,8 +127,8 @@ def _add_system(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--hardware",
         metavar="H",
-        help="the GPU that is modelled (default: h100), or a .json file that `alignedsched-torch calibrate` wrote: that "
-        "machine with its own model (FILE:KERNEL: under another kernel than its engine's)",
+        help="the GPU that is modelled (default: h100), or a .json file that `alignedsched-torch calibrate` wrote: "
+        "that machine with its own model (FILE:KERNEL: under another kernel than its engine's)",
     )
     group.add_argument(
         "--model", metavar="M", help="a known model, or the path of its config.json (default: llama-3.1-8b)"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from alignedsched.cluster import HOST, Cluster
+from alignedsched.cluster import Cluster
 from alignedsched.errors import ExecutorError
 from alignedsched.events import CopyDone, StepsDone
 from alignedsched.plan import Chunk, Copy, Join, Outcome, Plan, Release, Step
@@ -156,11 +156,6 @@ class Bench:
         job = self._job(tokens)
         self.executor.pools[source].hold(job.id, tokens)
         return Copy(next(self._numbers), job.id, source, target, 0, tokens)
-
-    @property
-    def host(self) -> bool:
-        """Whether there is host memory to copy from and to."""
-        return HOST in self.cluster.tiers
 
 
 def _fill(data: torch.Tensor) -> None:

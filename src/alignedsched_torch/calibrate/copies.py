@@ -17,22 +17,26 @@ from .rounds import Rounds, Told
 from .shapes import Limits, Rng
 from .stopwatch import Stopwatch
 
-SMALLEST, LARGEST = 4 << 10, 64 << 20  # bytes of a piece
-AT_ONCE = 64 << 20  # bytes copied to measure one size
+SMALLEST = 4 << 10  # bytes of a piece
+AT_ONCE = 64 << 20  # bytes of the largest piece, and of all pieces of one size together
 MOST_PIECES = 2048  # of one size: each is some microseconds of Python
 MOST_STEPS, MOST_BESIDE = 64, 1 << 30  # beside each other: steps, and bytes of a copy
 
 
 def measure_links(bench: Bench, limits: Limits, seconds: float, rng: Rng, told: Told) -> dict[str, MeasuredLink]:
     """Both directions between host and device; nothing where the cluster has no host memory."""
-    if not bench.host:
+    if HOST not in bench.cluster.tiers:
         return {}
     device = bench.lane.ranks[0]
-    ways = {"host->device": (HOST, device), "device->host": (device, HOST)}
+    here, there = bench.device.empty((AT_ONCE,), torch.uint8), bench.device.pinned((AT_ONCE,), torch.uint8)
+    here.fill_(1)
+    there.fill_(2)
+    ways = {"host->device": (HOST, device, there, here), "device->host": (device, HOST, here, there)}
     links = {}
-    for name, (source, target) in ways.items():
+    for name, (source, target, read, written) in ways.items():
         link = _line(bench, name, source, target, seconds * 0.2, rng, told)
-        speeds = _pieces(bench.device, name, seconds * 0.15, rng, told)
+        rounds = Rounds(f"pieces {name}", seconds * 0.15, rng, told)
+        speeds = _pieces(bench.device, name, read, written, rounds)
         copy_left, step_left = _beside(bench, limits, source, target, name, seconds * 0.15, rng, told)
         links[name] = evolve(link, pieces=speeds, copy_beside=copy_left, step_beside=step_left)
     return links
@@ -61,37 +65,26 @@ def _line(bench: Bench, name: str, source: str, target: str, seconds: float, rng
     return MeasuredLink(1.0 / per_byte, latency, off.p50)
 
 
-def _pieces(device: Device, name: str, seconds: float, rng: Rng, told: Told) -> dict[int, float]:
+def _pieces(device: Device, name: str, source: torch.Tensor, target: torch.Tensor, rounds: Rounds) -> dict[int, float]:
     """Bytes a second by size of the pieces, which lie scattered at both ends."""
-    size, sizes = SMALLEST, []
-    while size <= LARGEST:
-        sizes.append(size)
-        size *= 4
-    here = device.empty((AT_ONCE,), torch.uint8)
-    there = device.pinned((AT_ONCE,), torch.uint8)
-    here.fill_(1)
-    there.fill_(2)
-    source, target = (there, here) if name == "host->device" else (here, there)
+    sizes = [SMALLEST * 4**k for k in range(12) if SMALLEST * 4**k <= source.numel()]
     watch, stream = Stopwatch(device), device.stream(name)
 
     def once(size: int) -> float:
-        pieces = _scattered(source, target, size, rng)
+        pieces = scattered(source, target, size, rounds.rng)
         watch.start()
         stream.copy(pieces)
         stream.record().wait()
         return watch.stop() / sum(piece.bytes for piece in pieces)
 
     once(sizes[-1])
-    return {
-        size: 1.0 / each for size, each in Rounds(f"pieces {name}", seconds, rng, told).medians(sizes, once).items()
-    }
+    return {size: 1.0 / each for size, each in rounds.medians(sizes, once).items()}
 
 
-def _scattered(source: torch.Tensor, target: torch.Tensor, size: int, rng: Rng) -> list[Piece]:
-    """Pieces of one size between places drawn at random, none twice."""
+def scattered(source: torch.Tensor, target: torch.Tensor, size: int, rng: Rng, most: int = MOST_PIECES) -> list[Piece]:
+    """At most so many pieces of one size between places drawn at random, none twice."""
     places = source.numel() // size
-    count = min(places, MOST_PIECES)
-    ways = zip(rng.permutation(places)[:count].tolist(), rng.permutation(places)[:count].tolist(), strict=True)
+    ways = zip(rng.permutation(places)[:most].tolist(), rng.permutation(places)[:most].tolist(), strict=True)
     return [Piece(target[b * size : (b + 1) * size], source[a * size : (a + 1) * size]) for a, b in ways]
 
 
@@ -102,10 +95,8 @@ def _beside(
     n = max(1, min(16, limits.members))
     company = [max(2, min(1024, limits.mean(n) // 2) - MOST_STEPS)] * n
     page = bench.cluster.layout.block_size
-    room = bench.cluster.tiers[bench.lane.ranks[0]].blocks - sum(
-        -(-(length + MOST_STEPS) // page) for length in company
-    )
-    room = min(room, bench.cluster.tiers[HOST].blocks) * page
+    tiers, seated = bench.cluster.tiers, sum(-(-(length + MOST_STEPS) // page) for length in company)
+    room = min(tiers[bench.lane.ranks[0]].blocks - seated, tiers[HOST].blocks) * page
     tokens = max(page, min(room, MOST_BESIDE // bench.cluster.layout.bytes_per_token) // page * page)
     steps = max(1, min(MOST_STEPS, round(bench.copy(source, target, tokens) / bench.decode(company))))
     both: dict[str, list[float]] = {"steps": [], "copy": []}

@@ -24,7 +24,7 @@ class Rounds:
     def __init__(self, what: str, seconds: float, rng: np.random.Generator, told: Told = quiet) -> None:
         self._what = what
         self._until = time.monotonic() + seconds
-        self._rng = rng
+        self.rng = rng
         self._told = told
 
     def left(self) -> float:
@@ -36,7 +36,7 @@ class Rounds:
         turn, longest = 0, 0.0
         while turn < LEAST or self.left() > longest:
             began = time.monotonic()
-            for number, place in enumerate(self._rng.permutation(len(keys)).tolist()):
+            for number, place in enumerate(self.rng.permutation(len(keys)).tolist()):
                 found[keys[place]].append(measure(keys[place]))
                 self._told(f"{self._what}, round {turn + 1}", number + 1, len(keys))
             longest = max(longest, time.monotonic() - began)
