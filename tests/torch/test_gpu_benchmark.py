@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from alignedsched.load import Load
 from alignedsched_torch.calibrate.shapes import lengths
 from benchmarks import gpu
 from benchmarks.gpu_gain import FittedCosts
+from benchmarks.gpu_kernels import Batch, Heads, library, room
 from benchmarks.gpu_surface import Point, Surface, cells, fitted
 from benchmarks.gpu_text import table, targets
 from benchmarks.gpu_timing import Record, Size
@@ -161,3 +163,50 @@ def test_fitted_costs_foresee_their_own_steps(n: int, mean: int, steps: int, gat
     each = [costs.step_seconds(Load(n, load.total + n * j, load.longest + j)) for j in range(steps)]
     assert costs.finishing_times(load, steps) == pytest.approx(np.cumsum(each))
     assert costs.balanced_seconds(load) <= costs.step_seconds(load)
+
+
+def paged_reference(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    enable_gqa: bool = False,
+    seqused_k: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What torch's documentation says ``varlen_attn`` does with pages, one query a request."""
+    assert enable_gqa
+    assert seqused_k is not None
+    assert block_table is not None
+    assert (max_q, max_k) == (1, int(seqused_k.max()))
+    assert cu_seq_q.tolist() == list(range(len(query) + 1))
+    out = torch.empty_like(query)
+    for row, length in enumerate(seqused_k.tolist()):
+        pages = block_table[row, : -(-length // key.shape[1])].long()
+        k, v = (side[pages].flatten(0, 1)[:length].transpose(0, 1) for side in (key, value))
+        repeat = query.shape[1] // k.shape[0]
+        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+        out[row] = torch.nn.functional.scaled_dot_product_attention(query[row][:, None], k, v)[:, 0]
+    return out
+
+
+@functools.wraps(paged_reference)
+def wrong_reference(*given: Any, **how: Any) -> torch.Tensor:
+    return paged_reference(*given, **how) + 1
+
+
+@pytest.mark.parametrize("lengths", [[700, 3, 256], [1]])
+def test_the_library_is_given_the_pages_that_it_asks_for(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    heads = Heads(4, 2, 16)
+    batch = Batch(np.array(lengths), heads, 16, SMOKE, room(2000, heads, SMOKE))
+    monkeypatch.setattr(varlen, "varlen_attn", paged_reference)
+    work, out = library(batch)
+    assert torch.equal(out, cast(torch.Tensor, work()))
+    monkeypatch.setattr(varlen, "varlen_attn", wrong_reference)
+    with pytest.raises(RuntimeError, match="row 0 is off"):
+        library(batch)
