@@ -167,11 +167,12 @@ def library(batch: Batch) -> tuple[Work, torch.Tensor]:
         table[row, :many] = order[end - many : end]
     one_each = torch.arange(n + 1, dtype=torch.int32, device=place)
     used, blocks = (torch.from_numpy(a).to(place) for a in (lengths.astype(np.int32), table))
+    ends = torch.from_numpy(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)).to(place)
     longest = int(lengths.max())
 
     def work() -> torch.Tensor:
         made = varlen_attn(
-            batch.q, k, v, one_each, None, 1, longest, enable_gqa=True, seqused_k=used, block_table=blocks
+            batch.q, k, v, one_each, ends, 1, longest, enable_gqa=True, seqused_k=used, block_table=blocks
         )
         assert isinstance(made, torch.Tensor)
         return made
@@ -204,7 +205,7 @@ def flashinfer(batch: Batch) -> tuple[Work, torch.Tensor]:
         q_data_type=batch.q.dtype, kv_data_type=batch.q.dtype,
     )  # fmt: skip
     out = torch.empty_like(batch.q)
-    return lambda: wrapper.run(batch.q, (batch.kv[:, 0], batch.kv[:, 1]), out=out), out
+    return lambda: wrapper.run(batch.q, batch.kv, out=out), out
 
 
 def plain(batch: Batch) -> tuple[Work, torch.Tensor]:
