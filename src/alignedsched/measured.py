@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +98,7 @@ class Measured:
         """What steps cost, under a kernel (None: the engine's). Raises ConfigError listing the known ones."""
         name = self.kernel if kernel is None else kernel
         if name not in self.kernels:
-            raise ConfigError(f"kernel {show(name)} was not measured; measured: {', '.join(self.kernels)}")
+            raise ConfigError(f"kernel {show(name)} was not measured; measured: {_some(self.kernels)}")
         return self.kernels[name].costs
 
     def applied(self, cluster: Cluster) -> Cluster:
@@ -166,18 +167,23 @@ class Measured:
         )
         top.close()
         if read.kernel not in read.kernels:
-            raise ConfigError(f"{where}: kernel {show(read.kernel)} is none of kernels: {', '.join(read.kernels)}")
+            raise ConfigError(f"{where}: kernel {show(read.kernel)} is none of kernels: {_some(read.kernels)}")
         for name, kernel in read.kernels.items():
             most = kernel.costs.sheets[-1].n
             if read.memory.max_members > most:
                 raise ConfigError(
-                    f"{where}: memory.max_members is {read.memory.max_members}, but kernels.{printable(name, 80)} was "
+                    f"{where}: memory.max_members is {read.memory.max_members}, but kernels.{printable(name, 60)} was "
                     f"measured up to {most} members"
                 )
         unknown = next((name for name in read.links if name not in DIRECTIONS), None)
         if unknown is not None:
             raise ConfigError(f"{where}: links: {show(unknown)} is none of {', '.join(DIRECTIONS)}")
         return read
+
+
+def _some(names: Iterable[str]) -> str:
+    """Names for a message: the first few, each short."""
+    return ", ".join(printable(name, 60) for name in islice(names, 6))
 
 
 class _Fields:
@@ -191,7 +197,7 @@ class _Fields:
         self._joint = "." if ": " in where else ": "  # the first name stands behind that of the file
 
     def at(self, name: str) -> str:
-        return f"{self._where}{self._joint}{name}"
+        return f"{self._where}{self._joint}{printable(name, 60)}"
 
     def take(self, name: str) -> Any:
         if name not in self._left:
