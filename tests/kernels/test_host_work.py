@@ -6,7 +6,10 @@ import gc
 import sys
 from typing import Any
 
+import pytest
+
 from benchmarks.host_work import Serving, decoder
+from tests.kernels.paged import PLACE
 
 PAGE = 512  # tokens: in half of the steps of 256 members no row needs a page
 
@@ -35,6 +38,7 @@ def calls_of_a_step(members: int) -> int:
     return least
 
 
+@pytest.mark.skipif(PLACE.type != "cpu", reason="counts the host's work on a CPU")
 def test_a_step_takes_as_many_calls_for_256_members_as_for_16() -> None:
     few, many = calls_of_a_step(16), calls_of_a_step(256)
     assert many <= few + 5
