@@ -45,7 +45,7 @@ ALLOWED = {
     ("alignedsched_torch/workers/launch.py", "subprocess"): "workers are processes of this very interpreter and module",
     ("alignedsched_torch/calibrate/machine.py", "subprocess"): "`nvidia-smi` tells the clocks, with fixed words",
     ("alignedsched_torch/calibrate/machine.py", "importlib"): "versions of packages that are installed",
-    ("alignedsched_torch/kernels/build.py", "subprocess"): "the disassembler that Triton brings, on what it has compiled",
+    ("alignedsched_torch/kernels/build.py", "subprocess"): "the disassembler that Triton brings, on its own output",
     ("alignedsched_torch/kernels/choice.py", "importlib.util"): "whether `triton` and `flashinfer` are installed",
     ("cli/arguments.py", "vars"): "the options of argparse's own namespace",
 }
