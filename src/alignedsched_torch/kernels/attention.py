@@ -39,7 +39,7 @@ class TritonAttention:
                 default_programs(device), heads, shape.kv_heads, shape.head_dim, device,
                 invariant=name == "triton_invariant", rows=members,
             )  # fmt: skip
-        self._planned: tuple[int, int] = (-1, 0)  # the rows' version, tokens of all of them together
+        self._planned: tuple[int, int] = (-1, 0)  # the rows' version, and how long the longest is when it is time again
 
     def prepare(self, rows: DecodeRows) -> None:
         """Plan anew if the rows are others, or have grown by a page."""
@@ -125,7 +125,7 @@ def _offsets(counts: list[int], device: torch.device) -> torch.Tensor:
     """Where each begins, and the end: int32 [n + 1] on the device."""
     host = torch.zeros(len(counts) + 1, dtype=torch.int32)
     host[1:] = torch.tensor(counts).cumsum(0)
-    return host.pin_memory().to(device, non_blocking=True)
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def varlen(pool: KVPool) -> Callable[..., Any] | None:

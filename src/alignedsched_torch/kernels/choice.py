@@ -52,17 +52,16 @@ def missing(name: str, pool: KVPool) -> str:
     """What an attention lacks here, as the end of a sentence; empty if nothing."""
     if name in ("auto", "torch"):
         return ""
-    library, extra = (
-        ("flashinfer", "") if name == "flashinfer" else ("triton", "; the extra alignedsched[kernels] has it")
-    )
-    if find_spec(library) is None:
-        return f"needs the package {library}, which is not installed{extra}"
+    for package in ("flashinfer", "triton") if name == "flashinfer" else ("triton",):
+        if find_spec(package) is None:
+            extra = "; the extra alignedsched[kernels] has it" if package == "triton" else ""
+            return f"needs the package {package}, which is not installed{extra}"
     if pool.shape.dtype == torch.float64:
         return "computes in float32 at most, and the model's dtype is float64"
-    if on_gpu(pool) or (library == "triton" and interpreted()):
+    if on_gpu(pool) or (name != "flashinfer" and interpreted()):
         return ""
     way = " (or TRITON_INTERPRET=1 in the environment, which interprets kernels on the CPU, only good for tests)"
-    return f"needs a CUDA device{way if library == 'triton' else ''}"
+    return f"needs a CUDA device{'' if name == 'flashinfer' else way}"
 
 
 def interpreted() -> bool:
