@@ -32,6 +32,7 @@ from alignedsched_torch.cli import main
 from alignedsched_torch.clusters import Sizes, open_devices, plan_cluster
 from alignedsched_torch.engine import Engine
 from alignedsched_torch.tiny import write_tiny
+from benchmarks.calibrate_cpu import CpuTimeDevice, agreement
 
 SIZES = Sizes(kv_tokens=1024, host_tokens=512, page_size=16, max_members=4, max_tokens=64)
 RAW = TINY | {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 512}
@@ -265,6 +266,21 @@ def test_several_kernels_are_measured_and_named_once() -> None:
 def test_a_random_model_is_finite(seed: int) -> None:
     decoder = random_decoder(RAW, torch.float32, torch.device("cpu"))
     assert torch.isfinite(decoder.logits(torch.randn((2, 32), generator=torch.Generator().manual_seed(seed)))).all()
+
+
+def test_policies_agree_where_real_runs_tell_them_apart() -> None:
+    real = {"a": [1.0, 2.0], "b": [1.5, 3.0], "c": [4.0, 5.0], "d": [6.0, 7.0]}
+    told = agreement(real, {"a": 2.0, "b": 1.0, "c": 3.0, "d": 3.0})
+    assert told == {"pairs": 6, "told_apart": 5, "same": 4, "wrong": [["c", "d"]]}  # a and b overlap; c and d tie
+
+
+def test_the_clock_of_real_runs_jumps_where_there_is_nothing_to_do() -> None:
+    device = CpuTimeDevice("d0")
+    began = device.now()
+    device.idle(began + 1000.0)
+    assert 1000.0 <= device.now() - began < 1010.0
+    device.idle(began)
+    assert device.now() - began >= 1000.0
 
 
 def test_prefill_without_terms_costs_nothing() -> None:
