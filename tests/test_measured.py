@@ -14,6 +14,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignedsched.cli import main
 from alignedsched.cluster import HOST
 from alignedsched.cost_sheet import Curve
 from alignedsched.cost_table import TERMS
@@ -195,6 +196,13 @@ def test_compare_keeps_its_promises_with_measured_hardware(tmp_path: Path, how: 
     found = compare(CompareSettings(workload="azure-conv", requests=30, hardware=path, **how))
     schema.validate(json.loads(json.dumps(found)))
     assert (found["surface"], found["model"], found["hardware"]) == ("table", "tiny", "made up")
+
+
+def test_a_run_on_measured_hardware_is_recorded_and_replayed(tmp_path: Path) -> None:
+    path, logs = str(saved(machine(), tmp_path)), tmp_path / "logs"
+    logs.mkdir()
+    compare(CompareSettings(workload="azure-conv", requests=10, hardware=path, offline=True, record=str(logs)))
+    assert main(["replay", str(logs)]) == 0
 
 
 positive = st.floats(1e-6, 1.0)
