@@ -37,6 +37,7 @@ class LaneRunner:
         self.launched = self.done = self._reported = first_step - 1
         self.steps = 0
         self._forward = forward
+        self.attention = forward.attention.name  # see ``kernels.choice``
         self._pool = pool
         self._jobs = jobs
         self._table = forward.table
@@ -61,11 +62,6 @@ class LaneRunner:
 
     def members(self) -> int:
         return len(self._members)
-
-    @property
-    def attention(self) -> str:
-        """The name of the attention that its steps run with; see ``kernels.choice``."""
-        return self._forward.attention.name
 
     def awaited(self) -> set[RequestId]:
         """Requests that orders name whose first step has not been launched."""
