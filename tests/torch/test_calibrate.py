@@ -254,6 +254,11 @@ def test_wrong_options_are_named_and_leave_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_found_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "-o", "/nowhere/machine.json"]) == 2
+    assert "--output '/nowhere/machine.json' cannot be written" in capsys.readouterr().err
+
+
 def test_several_kernels_are_measured_and_named_once() -> None:
     wanted = Wanted(minutes=0.001, sizes=Sizes(512, 0, 16, 2, 32), attention=("torch", "auto"))
     found = calibrate(wanted)

@@ -19,15 +19,16 @@ class JsonFile:
     a device) is written directly. Raises UsageError where the place cannot be written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, option: str = "--json") -> None:
         self._path = path
+        self._option = option
         self._temporary: Path | None = None
 
     def __enter__(self) -> Self:
         if self._path is None:
             return self
         if self._path.is_dir():
-            raise UsageError(f"--json {str(self._path)!r} is a folder, not a file")
+            raise UsageError(f"{self._option} {str(self._path)!r} is a folder, not a file")
         target = Path(os.path.realpath(self._path))
         try:
             if target.exists() and not os.access(target, os.W_OK):
@@ -40,7 +41,7 @@ class JsonFile:
             temporary.unlink(missing_ok=True)  # of a killed process that had our number
             temporary.open("x").close()
         except OSError as error:
-            raise UsageError(f"--json {str(self._path)!r} cannot be written: {error.strerror or error}") from None
+            raise UsageError(f"{self._option} {str(self._path)!r} cannot be written: {error.strerror or error}") from None
         self._temporary = temporary
         return self
 

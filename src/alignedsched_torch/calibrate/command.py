@@ -54,7 +54,7 @@ def run(given: argparse.Namespace) -> None:
     attention = tuple(given.attention or ("auto",))
     wanted = Wanted(given.model, given.device, given.dtype, attention, given.minutes, sizes)
     progress = ProgressLine(sys.stderr)
-    with JsonFile(given.output) as file:
+    with JsonFile(given.output, "--output") as file:
         try:
             measured = calibrate(wanted, progress.tell)
         finally:
