@@ -41,7 +41,9 @@ class JsonFile:
             temporary.unlink(missing_ok=True)  # of a killed process that had our number
             temporary.open("x").close()
         except OSError as error:
-            raise UsageError(f"{self._option} {str(self._path)!r} cannot be written: {error.strerror or error}") from None
+            raise UsageError(
+                f"{self._option} {str(self._path)!r} cannot be written: {error.strerror or error}"
+            ) from None
         self._temporary = temporary
         return self
 
