@@ -25,6 +25,8 @@ from alignedsched.cli import main as command
 from alignedsched.cost_table import TableCosts
 from alignedsched.hardware import GPUS
 from alignedsched.load import SURFACES, Load
+from alignedsched.measured import Measured
+from alignedsched.metrics.work import terms_of
 from alignedsched.models import Model
 from alignedsched.registry import policy
 from alignedsched.report import schema, terminal
@@ -125,14 +127,40 @@ def _feed_trace(folder: Path) -> Callable[[Any], None]:
 
 TABLE = {
     "format": "alignedsched-cost-table",
-    "version": 1,
+    "version": 2,
     "source": "measured",
-    "prefill": {"t0": 1e-3, "per_token": 1e-6, "per_pair": 1e-9},
+    "prefill": {
+        "t0": 1e-3,
+        "per_token": 1e-6,
+        "per_pair": 1e-9,
+        "per_chunk": 0.0,
+        "per_cell": 1e-9,
+        "per_context": 0,
+        "rows": {"rows": [1, 64.0, 512], "seconds": [0.001, 0.001, 0.004]},
+    },
     "sheets": [
         {"n": 1, "means": [100.0, 1000.0], "stretches": [1.0], "seconds": [[0.01], [0.02]]},
         {"n": 16, "means": [100.0, 1000.0], "stretches": [1.0, 4.0], "seconds": [[0.01, 0.02], [0.02, 0.04]]},
     ],
 }
+MEASURED = {
+    "format": "alignedsched-measured",
+    "version": 1,
+    "machine": {"processor": "made up", "clock": "process CPU time"},
+    "model": {"name": "tiny", "kv_bytes_per_token": 2048, "max_positions": 8192},
+    "memory": {
+        "page_size": 16, "kv_tokens": 4096, "host_tokens": 1024, "max_members": 16, "max_tokens": 256, "run_ahead": 0,
+    },
+    "kernel": "torch",
+    "kernels": {"torch": {"costs": TABLE, "held_out": {"decode": {"cases": 9, "p50": 0.1, "p90": 0.2, "bias": -0.1}}}},
+    "links": {
+        way: {
+            "bytes_per_s": 1e9, "latency_s": 1e-5, "error": 0.1, "pieces": {"4096": 1e9}, "copy_beside": 0.9,
+            "step_beside": None,
+        }
+        for way in ("host->device", "device->host", "device->device")
+    },
+}  # fmt: skip
 CONFIGS: tuple[dict[str, Any], ...] = (
     {
         "model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -169,6 +197,20 @@ def _feed_table(folder: Path) -> Callable[[Any], None]:
             table.step_seconds(load)
             table.balanced_seconds(load)
         table.finishing_times(Load(4, 400, 100), 3)
+
+    return feed
+
+
+def _feed_measured(folder: Path) -> Callable[[Any], None]:
+    path = folder / "measured.json"
+
+    def feed(payload: Any) -> None:
+        path.write_bytes(payload)
+        content = Measured.load(path).content()
+        assert json.loads(json.dumps(content))["format"] == MEASURED["format"]
+        for topology in TOPOLOGIES:
+            built = build(str(path), topology=topology, lanes=1, staging=True)
+            terms_of(built.costs, 64)
 
     return feed
 
@@ -388,6 +430,7 @@ def targets() -> Iterator[dict[str, Target]]:
         table: list[Target] = [
             *(Target(f"trace-{form}", 3, _trace_input(form), _feed_trace(folder)) for form in TRACES),
             Target("cost-table", 2, _json_input(TABLE), _feed_table(folder)),
+            Target("measured", 2, _json_input(MEASURED), _feed_measured(folder)),
             Target("cost-points", 1, _points_input, _feed_points),
             Target("model-config", 2, _json_input(*CONFIGS), _feed_config(folder)),
             Target("hardware", 1, _hardware_input, _feed_hardware),

@@ -404,6 +404,6 @@ def test_bad_lanes_loads_and_costs_are_refused_by_name() -> None:
         rate_for_load([0.0, 1.0], [1, 1], [1, 1], UNIT, LANE, 0.0)
     with pytest.raises(CallerError, match="span some time"):
         rate_for_load([1.0, 1.0], [1, 1], [1, 1], UNIT, LANE, 0.5)
-    with pytest.raises(ConfigError, match="ModelCosts and AffineCosts only"):
+    with pytest.raises(ConfigError, match="a bound is known for ModelCosts, AffineCosts and TableCosts, got object"):
         bound([0.0], [1], [1], object(), LANE)  # type: ignore[arg-type]
     assert bound([], [], [], UNIT, LANE).bound_s == work_seconds([], [], UNIT, LANE) == 0.0

@@ -69,7 +69,7 @@ SHEET: dict[str, Any] = {"n": 1, "means": [1, 2], "stretches": [1], "seconds": [
     ("content", "message"),
     [
         ([], "format must be"),
-        (GOOD | {"version": 2}, "version must be 1, got 2"),
+        (GOOD | {"version": 3}, "version must be 1 to 2, got 3"),
         (GOOD, "sheets must be a list"),
         (GOOD | {"sheets": []}, "at least one sheet"),
         (GOOD | {"sheets": [3]}, r"sheets\[0\] must be an object"),

@@ -10,10 +10,10 @@ import pytest
 
 from alignedsched import policies
 from alignedsched.cluster import Cluster, Device, KVLayout, Lane, Link, Role
-from alignedsched.cost_model import ModelCosts
 from alignedsched.driver import as_arrivals, drive, drive_async
 from alignedsched.errors import ExecutorError
 from alignedsched.events import Arrived, CallerEvent, Cancelled, Event, ExecutorEvent
+from alignedsched.load import Costs
 from alignedsched.plan import Plan
 from alignedsched.policies.protocols import Policy
 from alignedsched.request import Request
@@ -24,7 +24,7 @@ from alignedsched.sim.executor import SimulatedExecutor
 COUNTS = ("arrived", "finished", "cancelled", "rejected", "failed")
 
 
-def costs() -> ModelCosts:
+def costs() -> Costs:
     return build("h100", "llama-3.1-8b", topology="colocated", lanes=1, surface="balanced", staging=False).costs
 
 

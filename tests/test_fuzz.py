@@ -16,6 +16,7 @@ from alignedsched.cli.files import JsonFile
 from alignedsched.cost_table import TableCosts
 from alignedsched.errors import CallerError, ConfigError, ExecutorError, TraceError
 from alignedsched.events import Arrived, StepsDone
+from alignedsched.measured import Measured
 from alignedsched.models import Model
 from alignedsched.outside import MAX_FILE_BYTES, is_count, is_number, read_json, show
 from alignedsched.registry import policy
@@ -115,7 +116,7 @@ def test_numbers_and_counts(value: object, number: bool, count: bool) -> None:
 def test_a_json_file_that_cannot_be_read_is_a_config_error(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    for read in (read_json, TableCosts.load, Model.from_config):
+    for read in (read_json, TableCosts.load, Measured.load, Model.from_config):
         with pytest.raises(ConfigError, match=message) as caught:
             read(path)
         assert len(str(caught.value)) < 400

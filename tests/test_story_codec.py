@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from alignedsched.cluster import Cluster, Device, KVLayout, Lane, Link, Role
 from alignedsched.cost_model import ModelCosts
-from alignedsched.costs import AffineCosts, Prefill, TableCosts
+from alignedsched.costs import AffineCosts, Curve, Prefill, TableCosts
 from alignedsched.events import Arrived, DeviceBack, Event, Paused, StepsDone, StepsFailed
 from alignedsched.hardware import gpu_named
 from alignedsched.models import model_named
@@ -105,7 +105,9 @@ def test_a_cluster_comes_back() -> None:
     [
         AffineCosts(0.1, 1e-5, 1e-9, 3e-8, "gated", 22.4, 1e-12),
         ModelCosts(gpu_named("h100"), model_named("llama-3.1-70b"), 4, "padded", False),
-        TableCosts.from_points([(1, 5, 5, 0.1), (2, 10, 5, 0.2)], Prefill(1.0, 2.0, 3.0), "somewhere"),
+        TableCosts.from_points(
+            [(1, 5, 5, 0.1), (2, 10, 5, 0.2)], Prefill(1.0, 2.0, 3.0, rows=Curve((1.0, 2.0), (0.0, 0.5))), "somewhere"
+        ),
         None,
     ],
     ids=["affine", "model", "table", "none"],

@@ -43,6 +43,10 @@ ALLOWED = {
     ("testing/subjects.py", "importlib.import_module"): "what a developer names on the command line to have it tested",
     ("testing/policy_suite.py", "subprocess"): "the suite runs itself in a second process",
     ("alignedsched_torch/workers/launch.py", "subprocess"): "workers are processes of this very interpreter and module",
+    ("alignedsched_torch/calibrate/machine.py", "subprocess"): "`nvidia-smi` tells the clocks, with fixed words",
+    ("alignedsched_torch/calibrate/machine.py", "importlib"): "versions of packages that are installed",
+    ("alignedsched_torch/kernels/build.py", "subprocess"): "the disassembler that Triton brings, on its own output",
+    ("alignedsched_torch/kernels/choice.py", "importlib.util"): "whether `triton` and `flashinfer` are installed",
     ("cli/arguments.py", "vars"): "the options of argparse's own namespace",
 }
 

@@ -33,6 +33,35 @@ class Sheet:
     seconds: tuple[Grid, ...]
 
 
+@frozen
+class Curve:
+    """Seconds by rows of a step, which do not fall: linear between measured ones, straight on above, level below."""
+
+    rows: Grid
+    seconds: Grid
+
+    def at(self, rows: float) -> float:
+        """Seconds of so many rows. O(log points)."""
+        at, seconds = self.rows, self.seconds
+        if rows <= at[0] or len(at) == 1:
+            return seconds[0]
+        i = cell(at, rows)
+        return seconds[i] + (seconds[i + 1] - seconds[i]) * (rows - at[i]) / (at[i + 1] - at[i])
+
+
+def check_curve(curve: Curve, where: str) -> None:
+    """Raise ConfigError unless this is a sound curve; ``where`` begins the message."""
+    _check_grid(curve.rows, f"{where}.rows", 1)
+    if len(curve.seconds) != len(curve.rows):
+        raise ConfigError(f"{where}.seconds must have {len(curve.rows)} numbers, got {len(curve.seconds)}")
+    for value in curve.seconds:
+        if not is_number(value, 0):
+            raise ConfigError(f"{where}.seconds must be finite and at least 0, got {show(value)}")
+    fall = next(((a, b) for a, b in pairwise(curve.seconds) if a > b), None)
+    if fall is not None:
+        raise ConfigError(f"{where}.seconds must not fall, got {show(fall[1])} behind {show(fall[0])}")
+
+
 def check_sheets(sheets: Sequence[Sheet], where: str) -> None:
     """Raise ConfigError unless these sheets are a sound table; ``where`` begins the message."""
     if not sheets:

@@ -7,26 +7,54 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from attrs import asdict, define, field, frozen
 
 from .arrays import FloatArray
-from .cost_sheet import Grid, Interpolated, Sheet, check_sheets, sheet_of
+from .cost_sheet import Curve, Grid, Interpolated, Sheet, check_curve, check_sheets, sheet_of
 from .errors import ConfigError
 from .load import Load, check_uniform
 from .outside import is_count, is_number, read_json, show
 
-FORMAT, VERSION = "alignedsched-cost-table", 1
+FORMAT, VERSION = "alignedsched-cost-table", 2  # 1: of prefill only t0, per_token and per_pair
 
 
 @frozen
 class Prefill:
-    """What prefill chunks add: ``t0`` when nothing decodes, and per token and per query-key pair. Seconds."""
+    """What prefill chunks add to a step, in seconds: ``t0`` when nothing decodes, ``per_chunk``, and by what they do.
+
+    ``per_token`` new; ``per_pair`` of a query and a key it sees; ``per_cell`` of the rectangle of new tokens and whole
+    context, which a masked kernel works through; ``per_context`` token that is read. ``rows``: seconds of the layers
+    without attention by rows of the step, decode and prefill together: a chunk adds what its rows add to those of the
+    members, which on a GPU is little until the arithmetic binds.
+    """
 
     t0: float = 0.0
     per_token: float = 0.0
     per_pair: float = 0.0
+    per_chunk: float = 0.0
+    per_cell: float = 0.0
+    per_context: float = 0.0
+    rows: Curve | None = None
+
+    def seconds(self, load: Load) -> float:
+        """What the chunks of a load add to its decode members. O(chunks)."""
+        if not load.chunks:
+            return 0.0
+        extra, tokens = self.t0 if not load.n else 0.0, 0
+        for start, end in load.chunks:
+            size = end - start
+            tokens += size
+            extra += size * (self.per_token + self.per_pair * (start + end + 1) / 2 + self.per_cell * end)
+            extra += self.per_chunk + self.per_context * end
+        if self.rows is not None:
+            extra += self.rows.at(load.n + tokens) - (self.rows.at(load.n) if load.n else 0.0)
+        return extra
+
+
+TERMS = ("t0", "per_token", "per_pair", "per_chunk", "per_cell", "per_context")
 
 
 @define(eq=False)
@@ -60,18 +88,18 @@ class TableCosts:
     def step_seconds(self, load: Load) -> float:
         """See Costs. O(log points + chunks)."""
         if not load.n:
-            return self._chunks(load)
+            return self.prefill.seconds(load)
         mean, stretch = load.total / load.n, load.longest * load.n / load.total
         self._extrapolated += self._outside(load.n, mean, stretch)
-        return self._decode(load.n, mean, stretch) + self._chunks(load)
+        return self._decode(load.n, mean, stretch) + self.prefill.seconds(load)
 
     def balanced_seconds(self, load: Load) -> float:
         """See Costs: the same step with all members at the mean length; not counted. O(log points + chunks)."""
         if not load.n:
-            return self._chunks(load)
+            return self.prefill.seconds(load)
         mean, stretch = load.total / load.n, load.longest * load.n / load.total
         aligned = min(self._decode(load.n, mean, 1.0), self._decode(load.n, mean, stretch))
-        return aligned + self._chunks(load)
+        return aligned + self.prefill.seconds(load)
 
     def _between(self, n: int) -> tuple[Interpolated, Interpolated, float]:
         """The sheets below and above ``n`` and the weight of the upper one, which may exceed 1."""
@@ -94,14 +122,6 @@ class TableCosts:
         first, second = low.at(mean, stretch), high.at(mean, stretch)
         mixed = first + (second - first) * weight
         return mixed if weight <= 1 else max(mixed, second)
-
-    def _chunks(self, load: Load) -> float:
-        if not load.chunks:
-            return 0.0
-        extra = self.prefill.t0 if not load.n else 0.0
-        for start, end in load.chunks:
-            extra += (end - start) * (self.prefill.per_token + self.prefill.per_pair * (start + end + 1) / 2)
-        return extra
 
     def finishing_times(self, load: Load, steps: int) -> FloatArray:
         """See Costs. O(steps · log points)."""
@@ -155,27 +175,34 @@ class TableCosts:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table as a versioned JSON file."""
+        Path(path).write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
+
+    def content(self) -> dict[str, Any]:
+        """The table as plain data, for JSON."""
         content = {"format": FORMAT, "version": VERSION, "source": self.source, "prefill": asdict(self.prefill)}
-        content["sheets"] = [asdict(sheet) for sheet in self.sheets]
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return content | {"sheets": [asdict(sheet) for sheet in self.sheets]}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TableCosts:
         """Read what ``save`` wrote. Raises ConfigError naming the file and the field that is wrong."""
-        where = os.fspath(path)
-        content = read_json(path)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return cls.read(read_json(path), os.fspath(path))
+
+    @classmethod
+    def read(cls, content: object, where: str) -> TableCosts:
+        """The table that ``content`` gave. Raises ConfigError naming the field that is wrong, behind ``where``."""
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ConfigError(f"{where}: format must be {FORMAT!r}")
-        if content.get("version") != VERSION:
-            raise ConfigError(f"{where}: version must be {VERSION}, got {show(content.get('version'))}")
+        if not is_count(content.get("version"), 1, VERSION):
+            raise ConfigError(f"{where}: version must be 1 to {VERSION}, got {show(content.get('version'))}")
         sheets = content.get("sheets")
         if not isinstance(sheets, list):
             raise ConfigError(f"{where}: sheets must be a list")
         prefill = content.get("prefill", {})
-        terms = {name: _float(prefill, name, f"{where}: prefill", 0.0) for name in ("t0", "per_token", "per_pair")}
+        terms = {name: _float(prefill, name, f"{where}: prefill", 0.0) for name in TERMS}
+        rows = _read_curve(prefill.get("rows"), f"{where}: prefill.rows")
         read = tuple(_read_sheet(sheet, f"{where}: sheets[{index}]") for index, sheet in enumerate(sheets))
         check_sheets(read, where)
-        return cls(read, Prefill(**terms), str(content.get("source", "")))
+        return cls(read, Prefill(**terms, rows=rows), str(content.get("source", "")))
 
 
 def _read_point(point: object, where: str) -> tuple[int, int, int, float]:
@@ -203,6 +230,16 @@ def _read_sheet(content: object, where: str) -> Sheet:
     rows = tuple(_numbers(row, f"{where}.seconds[{index}]") for index, row in enumerate(seconds))
     means, stretches = (_numbers(content.get(name), f"{where}.{name}") for name in ("means", "stretches"))
     return Sheet(n, means, stretches, rows)
+
+
+def _read_curve(content: object, where: str) -> Curve | None:
+    if content is None:
+        return None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where} must be an object with rows and seconds, got {show(content)}")
+    curve = Curve(*(_numbers(content.get(name), f"{where}.{name}") for name in ("rows", "seconds")))
+    check_curve(curve, where)
+    return curve
 
 
 def _numbers(content: object, where: str) -> Grid:

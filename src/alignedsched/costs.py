@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from .arrays import FloatArray
 from .cost_model import ModelCosts
-from .cost_sheet import Sheet
+from .cost_sheet import Curve, Sheet
 from .cost_table import Prefill, TableCosts
 from .load import SURFACES, Costs, Load, check_surface, check_uniform
 
@@ -22,6 +22,7 @@ __all__ = [
     "SURFACES",
     "AffineCosts",
     "Costs",
+    "Curve",
     "Load",
     "ModelCosts",
     "Prefill",

@@ -1,4 +1,5 @@
-"""The `alignedsched-torch` command: `generate` answers prompts with a real model, `tiny` makes one to try it with.
+"""The `alignedsched-torch` command: `generate` answers prompts with a real model, `tiny` makes one to try it with,
+`calibrate` measures the machine.
 
 Exit codes as of `alignedsched`: 0 done, 1 a failure that is not the caller's, 2 wrong use or bad input (one bad prompt
 among good ones too: the others are answered), 130 interrupted by Ctrl-C.
@@ -20,6 +21,8 @@ from alignedsched.cli.files import JsonFile
 from alignedsched.errors import AlignedSchedError, CallerError
 from alignedsched.report.terminal import print_report
 from alignedsched.report.text import encodable, printable
+
+from .calibrate import command
 
 if TYPE_CHECKING:
     from .clusters import Workers
@@ -49,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(argv)
         if given.command is None:
-            raise UsageError("say what to do; commands: generate, tiny (see `alignedsched-torch --help`)")
+            raise UsageError("say what to do; commands: generate, tiny, calibrate (see `alignedsched-torch --help`)")
+        if given.command == "calibrate":
+            command.run(given)
+            return 0
         return _tiny(given) if given.command == "tiny" else _generate(given)
     except SystemExit as end:  # --help has printed and is done
         return end.code if isinstance(end.code, int) else 0
@@ -88,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--top-k", metavar="K", type=int, default=0)
     draw.add_argument("--seed", metavar="N", type=int, default=0)
     on = generate.add_argument_group("who decides, and on what")
-    on.add_argument("--policy", metavar="P", default="fcfs", help="the scheduling policy (default: fcfs)")
+    on.add_argument("--policy", metavar="P", default="cost_aligned", help="the scheduling policy (default: cost_aligned)")
     on.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     on.add_argument("--dtype", metavar="T", help="float64, float32, bfloat16 or float16 (default: the model's own)")
     on.add_argument(
@@ -99,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     on.add_argument("--kv-tokens", metavar="N", type=int, help="KV memory of the device (default: what is there)")
     on.add_argument("--host-tokens", metavar="N", type=int, default=0, help="KV memory of the host (default: 0)")
     on.add_argument("--page-size", metavar="N", type=int, default=16, help="tokens a KV page (default: 16)")
+    on.add_argument("--costs", metavar="FILE", help="what `calibrate` measured: policies decide by it")
     many = generate.add_argument_group("in several processes (any of these)")
     many.add_argument("--workers", metavar="N", type=int, help="worker processes that decode (default: 1)")
     many.add_argument("--prefill-workers", metavar="N", type=int, help="others that prefill for them (default: 0)")
@@ -109,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--arch", metavar="A", default="llama", help=f"one of {', '.join(FAMILIES)} (default: llama)")
     tiny.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder; it is made")
     tiny.add_argument("--seed", metavar="N", type=int, default=0, help="of the weights (default: 0)")
+    command.add(commands)
     return top
 
 
@@ -148,7 +156,7 @@ def _generate(given: argparse.Namespace) -> int:
         with nullcontext() if launcher is None else closing(launcher), Engine(
             given.model, policy=given.policy, device=given.device, dtype=given.dtype,
             topology=given.topology or "colocated", kv_tokens=given.kv_tokens, host_tokens=given.host_tokens,
-            page_size=given.page_size, attention=given.attention, workers=workers,
+            page_size=given.page_size, attention=given.attention, costs=given.costs, workers=workers,
         ) as engine:  # fmt: skip
             ended = _answer(engine, lines, sampling, given)
             result = _result(given, engine, lines, ended)

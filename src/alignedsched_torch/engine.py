@@ -25,6 +25,7 @@ from attrs import evolve
 
 from alignedsched.errors import AlignedSchedError, CallerError, ConfigError
 from alignedsched.load import Costs
+from alignedsched.measured import Measured
 from alignedsched.plan import Outcome
 from alignedsched.policies.protocols import Policy
 from alignedsched.registry import policy as policy_named
@@ -53,9 +54,10 @@ class Engine:
     ``device``: cpu, cuda or cuda:N (for workers cpu or cuda). ``dtype``: a name of ``DTYPES`` (None: the checkpoint's
     own). ``topology``: colocated or disaggregated (see ``clusters``; workers have theirs). ``attention``: a name of
     ``kernels.choice`` (workers take ``auto``). ``kv_tokens`` and ``host_tokens`` are the KV that fits on the device and
-    in host memory; ``relay_slots``: see ``memory.copier``.
-    ``costs`` are shown to policies that compare step times, and price imbalance in ``figures``. Close it, or use it as
-    a context manager: open requests are then cancelled.
+    in host memory; ``relay_slots``: see ``memory.copier``. ``costs`` are shown to policies that compare step times, and
+    price imbalance in ``figures``: costs, or the path of a file that `alignedsched-torch calibrate` wrote for this
+    model; its links' speeds then replace those that are assumed. Close it, or use it as a context manager: open
+    requests are then cancelled.
 
     Raises ConfigError naming the file, field or option that is wrong, ExecutorError when a worker does not start.
     """
@@ -64,7 +66,7 @@ class Engine:
         self,
         folder: str | Path,
         *,
-        policy: str | Policy = "fcfs",
+        policy: str | Policy = "cost_aligned",
         device: str = "cpu",
         dtype: str | None = None,
         topology: str = "colocated",
@@ -75,11 +77,15 @@ class Engine:
         max_tokens: int = 2048,
         run_ahead: int | None = None,
         max_horizon: int = 256,
-        costs: Costs | None = None,
+        costs: Costs | str | Path | None = None,
         attention: str = "auto",
         relay_slots: int = 0,
         workers: Workers | None = None,
     ) -> None:
+        measured = None
+        if isinstance(costs, str | Path):
+            measured = Measured.load(costs)
+            costs = measured.costs(attention if attention in measured.kernels else None)
         self.config = ModelConfig.from_folder(folder)
         name = dtype if dtype is not None else self.config.dtype
         kind = _dtype(name, "" if dtype is not None else f"{Path(folder) / 'config.json'}: ")
@@ -89,11 +95,12 @@ class Engine:
         self.executor: Serving
         if workers is None:
             found = open_devices(device, topology)
-            self.executor = _here(folder, self.config, kind, found, sizes, attention, relay_slots)
+            self.executor = _here(folder, self.config, kind, found, sizes, attention, relay_slots, measured)
         elif attention != "auto":
             raise ConfigError(f"attention {attention!r} is of one process; workers take what fits their device")
         else:
             cluster = plan_workers(self.config, kind, workers, device, sizes)
+            cluster = cluster if measured is None else measured.applied(cluster)
             self.executor = WorkersExecutor(
                 cluster, folder, tensor_parallel=workers.tensor_parallel, device=device, dtype=name,
                 limits=workers.limits, launcher=workers.launcher,
@@ -281,11 +288,13 @@ def _here(
     sizes: Sizes,
     attention: str,
     relay_slots: int,
+    measured: Measured | None,
 ) -> TorchExecutor:
     """The executor of this process. Devices that share a memory share the weights."""
     places = {device.torch_device for device in devices.values()}
     loaded = {place: Decoder(config, load_weights(folder, config, dtype, place)) for place in places}
     cluster = plan_cluster(config, dtype, devices, sizes)
+    cluster = cluster if measured is None else measured.applied(cluster)
     decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in cluster.lanes}
     return TorchExecutor(cluster, devices, decoders, attention=attention, relay_slots=relay_slots)
 

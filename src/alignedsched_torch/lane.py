@@ -37,6 +37,7 @@ class LaneRunner:
         self.launched = self.done = self._reported = first_step - 1
         self.steps = 0
         self._forward = forward
+        self.attention = forward.attention.name  # see ``kernels.choice``
         self._pool = pool
         self._jobs = jobs
         self._table = forward.table

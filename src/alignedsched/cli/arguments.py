@@ -124,7 +124,12 @@ def _add_system(parser: argparse.ArgumentParser) -> None:
         help=f"a policy; repeat to compare several (default: {', '.join(DEFAULT_POLICIES)})",
     )
     group = parser.add_argument_group("on what")
-    group.add_argument("--hardware", metavar="H", help="the GPU that is modelled (default: h100)")
+    group.add_argument(
+        "--hardware",
+        metavar="H",
+        help="the GPU that is modelled (default: h100), or a .json file that `alignedsched-torch calibrate` wrote: "
+        "that machine with its own model (FILE:KERNEL: under another kernel than its engine's)",
+    )
     group.add_argument(
         "--model", metavar="M", help="a known model, or the path of its config.json (default: llama-3.1-8b)"
     )

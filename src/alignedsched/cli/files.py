@@ -85,10 +85,10 @@ class WholeFile:
 
 
 class JsonFile(WholeFile):
-    """One JSON value for ``path``, which --json asked for."""
+    """One JSON value for ``path``."""
 
-    def __init__(self, path: Path | None) -> None:
-        super().__init__("--json", path)
+    def __init__(self, path: Path | None, option: str = "--json") -> None:
+        super().__init__(option, path)
 
     def write(self, value: Any) -> None:
         """Write ``value`` and put the file in its place. Raises OSError when the disk refuses."""

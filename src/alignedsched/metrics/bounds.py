@@ -213,7 +213,7 @@ def bound(arrival: npt.ArrayLike, prompt: npt.ArrayLike, output: npt.ArrayLike, 
 
     Give the work that was done: finished requests with the tokens they produced. O(n log n + longest context).
     Raises CallerError for unequal shapes, counts below 1, times that are not finite, a request that fits on no lane;
-    ConfigError for costs other than ModelCosts and AffineCosts. All 0 without requests.
+    ConfigError for costs of which no bound is known. All 0 without requests.
     """
     work = _Work(arrival, prompt, output, lanes)
     if not len(work.arrival):

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
-from ..costs import AffineCosts, Costs, ModelCosts
+from ..costs import AffineCosts, Costs, ModelCosts, TableCosts
 from ..errors import ConfigError
+from .table_terms import decode_plane, per_chunk_row
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -98,9 +99,9 @@ class Terms:
 
 
 def terms_of(costs: Costs, most_rows: int) -> Terms:
-    """The terms of AffineCosts or ModelCosts for steps of up to ``most_rows`` rows. O(most_rows), models cached.
+    """The terms of known costs for steps of up to ``most_rows`` rows. O(most_rows), models and tables cached.
 
-    Raises ConfigError for other costs: measured tables have no known convex form.
+    Those of a TableCosts hold for steps of up to as many members as were measured. Raises ConfigError for other costs.
     """
     if isinstance(costs, AffineCosts):
         ends = np.unique([1, most_rows]).astype(np.float64)
@@ -109,7 +110,9 @@ def terms_of(costs: Costs, most_rows: int) -> Terms:
         return Terms(rows, none, per_token=costs.per_token, per_pair=costs.per_pair, half_pair=1.0)
     if isinstance(costs, ModelCosts):
         return _model_terms(costs, most_rows)
-    raise ConfigError(f"a bound is known for ModelCosts and AffineCosts only, got {type(costs).__name__}")
+    if isinstance(costs, TableCosts):
+        return _table_terms(costs, most_rows)
+    raise ConfigError(f"a bound is known for ModelCosts, AffineCosts and TableCosts, got {type(costs).__name__}")
 
 
 @lru_cache(maxsize=16)
@@ -142,4 +145,23 @@ def _model_terms(costs: ModelCosts, most_rows: int) -> Terms:
         host_fixed=costs.host_seconds(0),
         host_per_member=costs.host_seconds(1) - costs.host_seconds(0),
         host_overlaps=costs.overlap_host,
+    )
+
+
+@lru_cache(maxsize=16)
+def _table_terms(costs: TableCosts, most_rows: int) -> Terms:
+    fixed, member, token = decode_plane(costs)
+    prompt, alone = per_chunk_row(costs)
+    ends = np.unique([1, most_rows]).astype(np.float64)
+    row, step = min(member, prompt), min(fixed, alone)
+    return Terms(
+        rows=Envelope(ends, step + row * ends),
+        sampled=Envelope(ends, np.zeros(len(ends))),
+        per_token=token,
+        per_member=member - row,
+        decode_fixed=fixed - step,
+        prefill_fixed=costs.prefill.per_chunk,
+        per_prompt=prompt - row,
+        per_pair=costs.prefill.per_pair + costs.prefill.per_cell,  # a chunk's cells are at least its pairs
+        half_pair=1.0,
     )

@@ -61,8 +61,8 @@ def compare(
             "output_tokens": workload.total_output_tokens,
         },
         "hardware": built.hardware,
-        "model": built.model.name,
-        "surface": settings.surface,
+        "model": built.model,
+        "surface": built.surface,
         "topology": settings.topology,
         "load": settings.load,
         "seed": settings.seed,
@@ -163,7 +163,7 @@ def arrange(workload: Workload, settings: CompareSettings, built: Built) -> Work
     room = min(lanes.prefill_blocks, lanes.decode_blocks) * cluster.layout.block_size
     fits = (workload.prompt_tokens < cluster.max_positions) & (peak <= room)
     if not fits.any():
-        raise ConfigError(f"no request of {workload.name!r} fits on {built.hardware} with {built.model.name}")
+        raise ConfigError(f"no request of {workload.name!r} fits on {built.hardware} with {built.model}")
     if not float(np.ptp(workload.arrival_s)) > 0:
         raise ConfigError(f"workload {workload.name!r} has no span of time to scale to a load; use --offline")
     factor = rate_for_load(

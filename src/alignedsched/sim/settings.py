@@ -98,12 +98,12 @@ class CompareSettings:
     trace: str | None = field(default=None, validator=_maybe(_text))  # path of a trace file, plain or gzip
     format: str | None = field(default=None, validator=_maybe(_text))  # of the trace; None: recognised by its content
     policies: tuple[str, ...] = field(default=DEFAULT_POLICIES, converter=_tuple, validator=_policies)
-    hardware: str = field(default="h100", validator=_text)
-    model: str = field(default="llama-3.1-8b", validator=_text)
+    hardware: str = field(default="h100", validator=_text)  # a GPU's name, or a file that `calibrate` wrote
+    model: str | None = field(default=None, validator=_maybe(_text))  # None: sim.build's default, or the measured one
     topology: str = field(default="colocated", validator=_one_of(TOPOLOGIES))
     lanes: int = field(default=1, validator=_whole(1))  # decoding lanes
     ranks: int = field(default=1, validator=_whole(1))  # of each decoding lane: GPUs or groups that step together
-    surface: str = field(default="gated", validator=_one_of(SURFACES))
+    surface: str | None = field(default=None, validator=_maybe(_one_of(SURFACES)))  # None: as for the model
     rate_scale: float | None = field(default=None, validator=_maybe(_positive))  # 2.0: arrivals twice as fast
     offline: bool = field(default=False, validator=_flag)  # every request is there at time 0
     load: float | None = field(validator=_maybe(_positive))  # bound on the time of the work / span of the arrivals

@@ -86,7 +86,7 @@ def _costs_reader() -> Any:
 
     register(
         hardware.Gpu, hardware.MatMul, hardware.DecodeAttention, hardware.PrefillAttention, hardware.AllReduce,
-        hardware.Host, models.Model, costs.Sheet, costs.Prefill,
+        hardware.Host, models.Model, costs.Sheet, costs.Prefill, costs.Curve,
     )  # fmt: skip
     register(costs.AffineCosts, cost_model.ModelCosts, cost_table.TableCosts, tagged=True)
     return reader(costs.AffineCosts | cost_model.ModelCosts | cost_table.TableCosts)
