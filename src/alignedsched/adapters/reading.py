@@ -1,0 +1,234 @@
+"""An engine's columns read into a board: what they say is the truth, whatever was decided before.
+
+A step in which every member made one token and nobody came or went is recognised by comparing lists; nothing else is
+looked at then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import add
+from typing import Any
+
+from attrs import define, field
+
+from ..errors import CallerError
+from ..policies.protocols import Admission
+from ..queue import Waiting
+from ..request import Request, RequestId
+from .board import At, Board, Row
+from .columns import DEVICE, Queued, Resident, bad, check_ids, check_row, check_rows, prompt, value
+
+_LIVE = ("lengths", "left", "places")  # columns that may change from step to step
+
+
+@define(eq=False)
+class Ended:
+    """A request that is gone."""
+
+    request: Request
+    produced: int
+    finished: bool
+
+
+@define(eq=False)
+class Reader:
+    """Keeps a board in step with the columns.
+
+    ``steps`` are the steps since the last call, ``news`` whether more happened than that members made a token.
+    """
+
+    board: Board
+    admission: Admission
+    steps: int = 0
+    news: bool = False
+    ended: list[Ended] = field(factory=list)
+    _ids: list[RequestId] = field(factory=list)
+    _lengths: list[int] = field(factory=list)
+    _left: list[int] | None = None
+    _places: list[str] | None = None
+    _grows: list[int] | None = None  # tokens each row makes in a step; None: to be found again
+
+    def read(self, resident: Resident, queued: Queued | None) -> None:
+        """Take the columns in. O(rows), by comparing lists where nothing changed.
+
+        Raises CallerError naming table, column, row and id; nothing has changed then.
+        """
+        ids, lengths = list(resident.ids), _plain(resident.lengths)
+        left = None if resident.left is None else _plain(resident.left)
+        places = None if resident.places is None else list(resident.places)
+        same = ids == self._ids and left == self._left and places == self._places
+        if queued is None and same and self._grows is not None:
+            if lengths == list(map(add, self._lengths, self._grows)):
+                self._lengths, self.steps, self.news = lengths, 1, False
+                self.board.step += 1
+                return
+            if lengths == self._lengths:
+                self.steps, self.news = 0, False
+                return
+        self._read(Resident(ids, lengths, left, places, *_rest(resident)), queued)
+        self._ids, self._lengths, self._left, self._places = ids, lengths, left, places
+        self.doubt()
+
+    def settle(self) -> None:
+        """What the rows are doing is decided: from here on a plain step is recognised."""
+        if self.board.moved or self._grows is None:
+            self.board.moved = False
+            batch = self.board.batch
+            self._grows = [1 if request in batch else 0 for request in self._ids]
+
+    def doubt(self) -> None:
+        """Look at every row the next time."""
+        self._grows = None
+
+    # -- all rows
+
+    def _read(self, resident: Resident, queued: Queued | None) -> None:
+        rows = self.board.rows
+        check_rows(resident)
+        check_ids(resident)
+        steps = self._steps(resident)
+        fresh, changed = [], []
+        for at, (request, length) in enumerate(zip(resident.ids, resident.lengths, strict=True)):
+            row = rows.get(request)
+            if row is None:
+                check_row(resident, at)
+                fresh.append((at, self._row(resident, at)))
+            elif (
+                length != row.base + (self.board.step + steps if row.at is At.RUNNING else 0)
+                or (resident.left is not None and resident.left[at] != row.left)
+                or (resident.left is None and row.left)
+                or (DEVICE if resident.places is None else resident.places[at]) != row.place
+            ):
+                check_row(resident, at, _LIVE)
+                changed.append((at, row))
+        arriving = None if queued is None else self._check_queued(queued, resident)
+        self._apply(resident, steps, fresh, changed)
+        if queued is not None and arriving is not None:
+            self._apply_queued(queued, arriving)
+
+    def _steps(self, resident: Resident) -> int:
+        """Steps that the running members have made: the median of what they grew by."""
+        board = self.board
+        grown = []
+        for request, length in zip(resident.ids, resident.lengths, strict=True):
+            row = board.rows.get(request)
+            if row is not None and row.at is At.RUNNING and type(length) is int:
+                grown.append(length - row.base - board.step)
+        return max(0, sorted(grown)[len(grown) // 2]) if grown else 0
+
+    def _row(self, resident: Resident, at: int) -> Row:
+        """The row of a request seen for the first time, or known from the queue."""
+        board, request, length = self.board, resident.ids[at], resident.lengths[at]
+        left, place = value(resident.left, at, 0), value(resident.places, at, DEVICE)
+        if left >= length:
+            raise bad(resident, "left", at, left, f"less than the context length {length:,}")
+        if request in board.queue:
+            waiting = board.queue.get(request)
+            if length <= waiting.request.prompt_tokens:
+                raise bad(
+                    resident, "lengths", at, length,
+                    f"more than the {waiting.request.prompt_tokens:,} prompt tokens it queued with",
+                )  # fmt: skip
+            known, order, preemptions = waiting.request, waiting.order, waiting.preemptions
+        else:
+            known = _request(resident, at, request, prompt(resident, at), board.now)
+            order, preemptions = -1, 0
+        return Row(known, order, length, At.POOLED, place, board.now, left, preemptions=preemptions)
+
+    def _apply(
+        self, resident: Resident, steps: int, fresh: Sequence[tuple[int, Row]], changed: Sequence[tuple[int, Row]]
+    ) -> None:
+        board = self.board
+        present = dict.fromkeys(resident.ids)
+        gone = [board.rows[request] for request in self._ids if request not in present and request in board.rows]
+        if any(row.at is At.RUNNING for row in gone) and len(board.batch) <= len(gone):
+            steps = max(1, steps)  # nobody is left to tell it by
+        for row in gone:
+            self._end(row, steps)
+        board.step += steps
+        self.steps, self.news = steps, bool(gone or fresh)
+        for at, row in changed:
+            self._change(row, resident.lengths[at], value(resident.left, at, 0), value(resident.places, at, DEVICE))
+        for _, row in fresh:
+            if row.order < 0:
+                row.order = board.next_order()
+            else:
+                board.queue.remove(row.request.id)
+            board.put(row, At.PREFILL if row.left else At.POOLED)
+
+    def _end(self, row: Row, steps: int) -> None:
+        """A row that is gone has ended, with the token of its last step if it took part in it."""
+        running = row.at is At.RUNNING
+        produced = self.board.length(row) - row.request.prompt_tokens + (max(1, steps) if running else 0)
+        self.board.remove(row)
+        self.ended.append(Ended(row.request, max(0, produced - (1 if row.left else 0)), running))
+
+    def _change(self, row: Row, length: int, left: int, place: str) -> None:
+        """A row whose length, prefill or place is other than foreseen."""
+        at = row.at
+        if (left, place) != (row.left, row.place):
+            self.news = True
+        if left:
+            at = At.PREFILL
+        elif at is At.PREFILL or (at is At.RUNNING and place != DEVICE):
+            at = At.POOLED
+        self.board.update(row, length, left, place, at)
+
+    # -- the queue
+
+    def _check_queued(self, queued: Queued, resident: Resident) -> list[tuple[int, int]]:
+        """Rows of the table that do not queue yet, with their prompts."""
+        check_rows(queued)
+        check_ids(queued)
+        present, arriving = dict.fromkeys(resident.ids), []
+        for at, request in enumerate(queued.ids):
+            if request in present:
+                raise bad(queued, "ids", at, request, "no request that Resident has too")
+            if request not in self.board.queue:
+                check_row(queued, at)
+                arriving.append((at, prompt(queued, at)))
+        return arriving
+
+    def _apply_queued(self, queued: Queued, arriving: Sequence[tuple[int, int]]) -> None:
+        board = self.board
+        present = dict.fromkeys(queued.ids)
+        for request in [row[1] for row in board.queue.rows() if row[1] not in present]:
+            board.queue.remove(request)
+            self.news = True
+        for at, tokens in arriving:
+            arrived = _request(queued, at, queued.ids[at], tokens, board.now)
+            self.enqueue(arrived, value(queued.produced, at, 0))
+
+    def enqueue(self, request: Request, produced: int = 0) -> None:
+        """A request queues; one whose KV existed until now has lost it. Raises CallerError if it queues already."""
+        board = self.board
+        if request.id in board.queue:
+            raise CallerError(f"request {request.id!r} queues already")
+        self.news = True
+        row = board.rows.get(request.id)
+        if row is not None:
+            board.queue_again(row, self.admission.rank(row.request))
+        else:
+            waiting = Waiting(request, board.next_order(), produced, 1 if produced else 0, board.now)
+            board.queue.add(waiting, self.admission.rank(request))
+        self.doubt()
+
+
+def _plain(column: Any) -> list[int]:
+    """A copy of a column, numpy's integers as Python's: what the engine does with its own later changes nothing."""
+    return column.tolist() if hasattr(column, "tolist") else list(column)
+
+
+def _rest(resident: Resident) -> tuple[Sequence[int] | None, ...]:
+    return resident.produced, resident.limits, resident.since, resident.priorities  # type: ignore[return-value]
+
+
+def _request(columns: Resident | Queued, at: int, request: RequestId, tokens: int, now: float) -> Request:
+    return Request(
+        request,
+        tokens,
+        value(columns.limits, at, None),
+        arrival=value(columns.since, at, now),
+        priority=value(columns.priorities, at, 0),
+    )
