@@ -59,10 +59,12 @@ class Board:
     pool: Pool = field(init=False, factory=Pool)
     queue: Queue = field(init=False, factory=Queue)
     rows: dict[RequestId, Row] = field(init=False, factory=dict)
+    running: dict[RequestId, None] = field(init=False, factory=dict)
     prefilling: dict[RequestId, None] = field(init=False, factory=dict)
     resident: dict[RequestId, None] = field(init=False, factory=dict)  # pooled, on the device; longest there first
     candidates: dict[RequestId, None] = field(init=False, factory=dict)
     joining: dict[RequestId, None] = field(init=False, factory=dict)
+    away: dict[RequestId, None] = field(init=False, factory=dict)  # the KV is not, or not only, on the device
     moving: dict[RequestId, None] = field(init=False, factory=dict)  # a copy of the KV is under way
     now: float = field(init=False, default=0.0)
     step: int = field(init=False, default=0)
@@ -98,8 +100,10 @@ class Board:
     @property
     def free(self) -> int:
         """Free blocks once the next step of the members, and prefill that has begun, have theirs. O(in prefill)."""
-        blocks, batch, step = self.layout.blocks, self.batch, self.step
-        free = self.spare - (batch.blocks(step) - batch.blocks(step - 1) if len(batch) else 0)
+        free = self.spare - self.batch.growth(self.step)
+        if not self.prefilling:
+            return free
+        blocks = self.layout.blocks
         for request in self.prefilling:
             row = self.rows[request]
             free -= blocks(row.base) - blocks(row.base - 1 - row.left)
@@ -117,11 +121,14 @@ class Board:
         request, length = row.request.id, row.base
         self.rows[request] = row
         row.at, row.since, self.moved = at, self.now, True
-        if row.place in (TO_DEVICE, TO_HOST):
-            self.moving[request] = None
+        if row.place != DEVICE:
+            self.away[request] = None
+            if row.place != HOST:
+                self.moving[request] = None
         if at is At.RUNNING:
             row.base, row.joined = length - self.step, length
             self.batch.add(request, row.base)
+            self.running[request] = None
         elif at is At.POOLED:
             self.pool.add(request, length, row.order, self.layout.blocks(length))
             if row.place in (DEVICE, TO_HOST):
@@ -135,6 +142,9 @@ class Board:
     def update(self, row: Row, length: int, left: int, place: str, at: At) -> None:
         """A request has another length or place; it goes on with what it does, or does something else."""
         goes_on, since, joined = at is row.at, row.since, row.joined
+        if goes_on and at is At.PREFILL and place == row.place:
+            row.base, row.left = length, left
+            return
         self.remove(row)
         row.base, row.left, row.place = length, left, place
         self.put(row, at)
@@ -148,9 +158,11 @@ class Board:
             return
         row.base = self.length(row)
         self.moved = True
+        self.away.pop(request, None)
         self.moving.pop(request, None)
         if row.at is At.RUNNING:
             self.batch.remove(request)
+            del self.running[request]
         elif row.at is At.POOLED:
             self.pool.remove(request)
             self.resident.pop(request, None)

@@ -6,7 +6,7 @@ looked at then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import add
 from typing import Any
 
@@ -47,7 +47,7 @@ class Reader:
     _lengths: list[int] = field(factory=list)
     _left: list[int] | None = None
     _places: list[str] | None = None
-    _grows: list[int] | None = None  # tokens each row makes in a step; None: to be found again
+    _grows: list[bool] | None = None  # whether a row makes a token in a step; None: to be found again
 
     def read(self, resident: Resident, queued: Queued | None) -> None:
         """Take the columns in. O(rows), by comparing lists where nothing changed.
@@ -74,8 +74,7 @@ class Reader:
         """What the rows are doing is decided: from here on a plain step is recognised."""
         if self.board.moved or self._grows is None:
             self.board.moved = False
-            batch = self.board.batch
-            self._grows = [1 if request in batch else 0 for request in self._ids]
+            self._grows = list(map(self.board.running.__contains__, self._ids))
 
     def doubt(self) -> None:
         """Look at every row the next time."""
@@ -84,38 +83,70 @@ class Reader:
     # -- all rows
 
     def _read(self, resident: Resident, queued: Queued | None) -> None:
-        rows = self.board.rows
         check_rows(resident)
-        check_ids(resident)
-        steps = self._steps(resident)
-        fresh, changed = [], []
-        for at, (request, length) in enumerate(zip(resident.ids, resident.lengths, strict=True)):
-            row = rows.get(request)
+        present = _numbered(resident)
+        odd, steps = self._odd(resident)
+        rows, fresh, changed = self.board.rows, [], []
+        for at in odd:
+            row = rows.get(resident.ids[at])
             if row is None:
                 check_row(resident, at)
                 fresh.append((at, self._row(resident, at)))
-            elif (
-                length != row.base + (self.board.step + steps if row.at is At.RUNNING else 0)
-                or (resident.left is not None and resident.left[at] != row.left)
-                or (resident.left is None and row.left)
-                or (DEVICE if resident.places is None else resident.places[at]) != row.place
-            ):
+            elif not self._as_foreseen(resident, at, row, steps):
                 check_row(resident, at, _LIVE)
                 changed.append((at, row))
-        arriving = None if queued is None else self._check_queued(queued, resident)
-        self._apply(resident, steps, fresh, changed)
+        arriving = None if queued is None else self._check_queued(queued, present)
+        self._apply(resident, present, steps, fresh, changed)
         if queued is not None and arriving is not None:
             self._apply_queued(queued, arriving)
 
-    def _steps(self, resident: Resident) -> int:
-        """Steps that the running members have made: the median of what they grew by."""
+    def _odd(self, resident: Resident) -> tuple[list[int], int]:
+        """Rows that are new or not as foreseen, in order, and the steps that the running members have made."""
+        board, lengths = self.board, resident.lengths
+        steps = 1 if board.running else 0
+        foreseen = self._foreseen(steps)
+        odd = [at for at, key in enumerate(zip(resident.ids, lengths, strict=True)) if foreseen.get(key[0]) != key[1]]
+        surprised = [at for at in odd if resident.ids[at] in board.running]
+        if 2 * len(surprised) > len(board.running):
+            steps = self._steps(resident, surprised)
+            foreseen = self._foreseen(steps)
+            odd = [at for at, request in enumerate(resident.ids) if foreseen.get(request) != lengths[at]]
+        moving = self._moving(resident)
+        return (sorted({*odd, *moving}) if moving else odd), steps
+
+    def _foreseen(self, steps: int) -> dict[RequestId, int]:
+        """The length of every row after so many steps."""
+        if steps == 1 and self._grows is not None:
+            return dict(zip(self._ids, map(add, self._lengths, self._grows), strict=True))
         board = self.board
-        grown = []
-        for request, length in zip(resident.ids, resident.lengths, strict=True):
-            row = board.rows.get(request)
-            if row is not None and row.at is At.RUNNING and type(length) is int:
-                grown.append(length - row.base - board.step)
+        ahead = board.step + steps
+        return {request: row.base + (ahead if row.at is At.RUNNING else 0) for request, row in board.rows.items()}
+
+    def _as_foreseen(self, resident: Resident, at: int, row: Row, steps: int) -> bool:
+        length = row.base + (self.board.step + steps if row.at is At.RUNNING else 0)
+        told = resident.lengths[at], value(resident.left, at, 0), value(resident.places, at, DEVICE)
+        return told == (length, row.left, row.place)
+
+    def _steps(self, resident: Resident, surprised: Sequence[int]) -> int:
+        """Steps that the running members have made: the median of what those grew by whose length was not foreseen."""
+        board, grown = self.board, []
+        for at in surprised:
+            length = resident.lengths[at]
+            if type(length) is int:
+                grown.append(length - board.length(board.rows[resident.ids[at]]))
         return max(0, sorted(grown)[len(grown) // 2]) if grown else 0
+
+    def _moving(self, resident: Resident) -> list[int]:
+        """Rows that are in prefill or not on the device, or were."""
+        rows, left, places = self.board.rows, resident.left, resident.places
+        moving = [] if left is None else [at for at, tokens in enumerate(left) if tokens]
+        moving += [] if places is None else [at for at, place in enumerate(places) if place != DEVICE]
+        if self.board.prefilling or self.board.away:
+            for at, request in enumerate(resident.ids):
+                row = rows.get(request)
+                if row is not None and (row.left or row.place != DEVICE):
+                    moving.append(at)
+        return moving
 
     def _row(self, resident: Resident, at: int) -> Row:
         """The row of a request seen for the first time, or known from the queue."""
@@ -137,13 +168,15 @@ class Reader:
         return Row(known, order, length, At.POOLED, place, board.now, left, preemptions=preemptions)
 
     def _apply(
-        self, resident: Resident, steps: int, fresh: Sequence[tuple[int, Row]], changed: Sequence[tuple[int, Row]]
+        self,
+        resident: Resident,
+        present: Mapping[RequestId, int],
+        steps: int,
+        fresh: Sequence[tuple[int, Row]],
+        changed: Sequence[tuple[int, Row]],
     ) -> None:
         board = self.board
-        present = dict.fromkeys(resident.ids)
         gone = [board.rows[request] for request in self._ids if request not in present and request in board.rows]
-        if any(row.at is At.RUNNING for row in gone) and len(board.batch) <= len(gone):
-            steps = max(1, steps)  # nobody is left to tell it by
         for row in gone:
             self._end(row, steps)
         board.step += steps
@@ -177,11 +210,11 @@ class Reader:
 
     # -- the queue
 
-    def _check_queued(self, queued: Queued, resident: Resident) -> list[tuple[int, int]]:
+    def _check_queued(self, queued: Queued, present: Mapping[RequestId, int]) -> list[tuple[int, int]]:
         """Rows of the table that do not queue yet, with their prompts."""
         check_rows(queued)
-        check_ids(queued)
-        present, arriving = dict.fromkeys(resident.ids), []
+        _numbered(queued)
+        arriving = []
         for at, request in enumerate(queued.ids):
             if request in present:
                 raise bad(queued, "ids", at, request, "no request that Resident has too")
@@ -209,10 +242,21 @@ class Reader:
         row = board.rows.get(request.id)
         if row is not None:
             board.queue_again(row, self.admission.rank(row.request))
+            self.doubt()
         else:
             waiting = Waiting(request, board.next_order(), produced, 1 if produced else 0, board.now)
             board.queue.add(waiting, self.admission.rank(request))
-        self.doubt()
+
+
+def _numbered(columns: Resident | Queued) -> dict[RequestId, int]:
+    """Rows by id. Raises CallerError for an id that stands twice, or is no id."""
+    try:
+        rows = dict(zip(columns.ids, range(len(columns.ids)), strict=True))
+    except TypeError:  # cannot be hashed
+        rows = {}
+    if len(rows) < len(columns.ids):
+        check_ids(columns)
+    return rows
 
 
 def _plain(column: Any) -> list[int]:
