@@ -1,0 +1,81 @@
+"""vLLM's requests as columns: the view that policies decide over. No type of vLLM is needed to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...request import Request
+from ..columns import DEVICE, HOST, TO_DEVICE, Resident
+
+MOST = 2**40
+
+
+def decodes(request: Any) -> bool:
+    """Whether a running request's next step makes a token: its prompt is computed, or will be by steps under way."""
+    return not request.is_prefill_chunk
+
+
+def context_length(request: Any) -> int:
+    """Tokens its next decode step reads, steps under way being done. O(1)."""
+    return int(request.num_computed_tokens) + 1
+
+
+def resident(running: Iterable[Any], held: Iterable[Any], coming: Iterable[Any]) -> Resident:
+    """All requests with KV: running ones (whoever sits out too), held ones, and those on their way back. O(requests)."""
+    ids: list[str] = []
+    lengths: list[int] = []
+    left: list[int] = []
+    places: list[str] = []
+    produced: list[int] = []
+    limits: list[int | None] = []
+    since: list[float] = []
+    priorities: list[int] = []
+
+    def row(request: Any, length: int, rest: int, place: str) -> None:
+        ids.append(request.request_id)
+        lengths.append(length)
+        left.append(rest)
+        places.append(place)
+        produced.append(max(0, length - request.num_prompt_tokens - (1 if rest else 0)))
+        limits.append(request.max_tokens)
+        since.append(0.0)
+        priorities.append(-request.priority)
+
+    for request in running:
+        computed = request.num_computed_tokens
+        rest = request.num_tokens - computed if request.is_prefill_chunk else 0
+        row(request, computed + rest + 1, max(0, rest), DEVICE)
+    for place, requests in ((HOST, held), (TO_DEVICE, coming)):
+        for request in requests:
+            row(request, request.num_tokens, 0, place)
+    return Resident(ids, lengths, left, places, produced, limits, since, priorities)
+
+
+def decode_line(scheduled: Mapping[str, int], requests: Mapping[str, Any], most: int) -> tuple[int, int, int, int]:
+    """A step's line of the step log, without milliseconds: members, their tokens, the longest of them, prefill tokens.
+
+    ``scheduled`` are the step's tokens by request, already counted as computed; ``most`` of them make a decode row (more
+    than one with speculation). O(requests).
+    """
+    n = total = longest = prefill = 0
+    for name, tokens in scheduled.items():
+        request = requests[name]
+        length = request.num_computed_tokens
+        if tokens <= most and length - tokens >= request.num_prompt_tokens:
+            n, total, longest = n + 1, total + length, max(longest, length)
+        else:
+            prefill += tokens
+    return n, total, longest, prefill
+
+
+def queued(request: Any, now: float) -> Request:
+    """A request that waits in vLLM's queue. What is urgent to vLLM has a small priority; to policies, a large one."""
+    limit = request.max_tokens
+    return Request(
+        request.request_id,
+        max(1, request.num_prompt_tokens),
+        limit if limit and limit < MOST else None,
+        arrival=now,
+        priority=-request.priority,
+    )
