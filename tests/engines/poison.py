@@ -7,7 +7,7 @@ from typing import Any
 from alignedsched.adapters.vllm.connector import HostConnector
 
 
-class PoisonedConnector(HostConnector):  # type: ignore[misc]
+class PoisonedConnector(HostConnector):
     """Whatever is read of a freed block before it is written again shows in the tokens. Not for prefix caching."""
 
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:

@@ -144,16 +144,18 @@ class HostConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
 def _only_spec(kv_cache_config: Any) -> Any:
     groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1 or not type(groups[0].kv_cache_spec).__name__.endswith(("FullAttentionSpec", "MLAAttentionSpec")):
-        kinds = ", ".join(type(group.kv_cache_spec).__name__ for group in groups)
-        raise ConfigError(f"HostConnector: keeps full attention in one group of layers only; this model has {kinds}")
+    kinds = [type(group.kv_cache_spec).__name__ for group in groups]
+    if len(kinds) != 1 or not kinds[0].endswith(("FullAttentionSpec", "MLAAttentionSpec")):
+        raise ConfigError(f"HostConnector: keeps full attention in one group of layers only, not {kinds}")
     return groups[0].kv_cache_spec
 
 
 def _host_blocks(options: dict[str, Any], block_bytes: int) -> int:
     unknown = sorted(set(options) - {"host_gib"})
     if unknown:
-        raise ConfigError(f"HostConnector: unknown option {show(unknown[0])} in kv_connector_extra_config; host_gib is known")
+        raise ConfigError(
+            f"HostConnector: unknown option {show(unknown[0])} in kv_connector_extra_config, not host_gib"
+        )
     size = options.get("host_gib")
     if not is_number(size, 0.0):
         raise ConfigError(f"HostConnector: kv_connector_extra_config needs host_gib, memory in GiB, got {show(size)}")

@@ -22,7 +22,7 @@ def context_length(request: Any) -> int:
 
 
 def resident(running: Iterable[Any], held: Iterable[Any], coming: Iterable[Any]) -> Resident:
-    """All requests with KV: running ones (whoever sits out too), held ones, and those on their way back. O(requests)."""
+    """All requests with KV: running (whoever sits out too), held, and on their way back. O(requests)."""
     ids: list[str] = []
     lengths: list[int] = []
     left: list[int] = []
@@ -55,8 +55,8 @@ def resident(running: Iterable[Any], held: Iterable[Any], coming: Iterable[Any])
 def decode_line(scheduled: Mapping[str, int], requests: Mapping[str, Any], most: int) -> tuple[int, int, int, int]:
     """A step's line of the step log, without milliseconds: members, their tokens, the longest of them, prefill tokens.
 
-    ``scheduled`` are the step's tokens by request, already counted as computed; ``most`` of them make a decode row (more
-    than one with speculation). O(requests).
+    ``scheduled`` are the step's tokens by request, already counted as computed; ``most`` of them make a decode row
+    (more than one with speculation). O(requests).
     """
     n = total = longest = prefill = 0
     for name, tokens in scheduled.items():

@@ -26,7 +26,7 @@ from vllm.v1.request import RequestStatus
 
 from ...cost_table import TableCosts
 from ...errors import AlignedSchedError, ConfigError
-from ..hooks import Decision, Hooks
+from ..hooks import Decision, Hooks, Sacrifice
 from ..step_log import StepLog
 from . import WINDOW
 from .groups import fill
@@ -45,7 +45,10 @@ else:
 
 
 class Aligned(_Base):  # type: ignore[misc]
-    """The mixin: what it adds to a scheduler has names that begin with ``aligned``, so that they meet none of vLLM's."""
+    """The mixin. What it adds has names that begin with ``aligned``, so that they meet none of vLLM's."""
+
+    running: list[Any]
+    waiting: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,8 +67,9 @@ class Aligned(_Base):  # type: ignore[misc]
         self.aligned_pace = Pace(None if settings.step_log is None else StepLog(settings.step_log))
         self.aligned_sizes = sorted(self.vllm_config.compilation_config.cudagraph_capture_sizes or ())
         self.aligned_last: Decision | None = None
+        self.aligned_again = False  # it has to be done once more, or what is left of it
         self.aligned_next = 0  # the step before which to decide
-        self.aligned_counts = dict.fromkeys(("looks", "sat_out", "to_host", "to_device", "let_go"), 0)
+        self.aligned_counts = dict.fromkeys(("applied", "sat_out", "to_host", "to_device", "let_go"), 0)
 
     def _aligned_hooks(self, settings: Settings) -> Hooks:
         host = self.aligned_host
@@ -82,7 +86,7 @@ class Aligned(_Base):  # type: ignore[misc]
     # -- a step
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
-        """vLLM's step, over whoever the policy lets decode. O(1) beside it but for every ``look_every``-th step."""
+        """One step of vLLM over whoever the policy lets decode; O(1) beside it but for every ``look_every``-th step."""
         now = time.monotonic()
         pace = self.aligned_pace
         pace.begin(now, bool(self.running))
@@ -126,9 +130,13 @@ class Aligned(_Base):  # type: ignore[misc]
             free_host_blocks=0 if host is None else host.room.free,
             seconds=self.aligned_pace.take(),
         )
-        if decision is not None and decision is not self.aligned_last:
-            self.aligned_counts["looks"] += 1
-            self.aligned_last = decision
+        if decision is None:
+            return
+        if decision is not self.aligned_last:  # else nothing has changed
+            self.aligned_last, self.aligned_again = decision, True
+            self.aligned_queued.update(name for name, how in decision.victims if how is Sacrifice.RECOMPUTE)
+        if self.aligned_again:
+            self.aligned_again = False
             self._aligned_apply(decision)
 
     def _aligned_ask(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -145,6 +153,7 @@ class Aligned(_Base):  # type: ignore[misc]
 
     def _aligned_apply(self, decision: Decision) -> None:
         sitting, counts = self.aligned_sitting, self.aligned_counts
+        counts["applied"] += 1
         out = self._aligned_out(decision)
         for request in self.running:
             if request.request_id not in out:
@@ -179,7 +188,7 @@ class Aligned(_Base):  # type: ignore[misc]
         return out
 
     def _aligned_queue(self, first: list[str]) -> None:
-        """Who begins next goes to the front of vLLM's queue, behind those that were preempted. O(queue) if they move."""
+        """Who begins next goes to the front of vLLM's queue, behind whoever was preempted. O(queue) if they move."""
         again = list(takewhile(lambda request: request.status == RequestStatus.PREEMPTED, self.waiting))
         if [request.request_id for request in islice(self.waiting, len(again), len(again) + len(first))] == first:
             return
@@ -192,7 +201,9 @@ class Aligned(_Base):  # type: ignore[misc]
 
     def _aligned_leave(self, names: Iterable[str]) -> None:
         """Hard parks, of those that sit out and have no step under way; for the others there is another time."""
-        going = [request for request in map(self.requests.get, names) if self._aligned_may_leave(request)]
+        requests = [self.requests[name] for name in names]
+        going = [request for request in requests if self._aligned_may_leave(request)]
+        self.aligned_again = len(going) < len(requests)
         if not going:
             return
         self.running = remove_all(self.running, set(going))
@@ -226,7 +237,7 @@ class Aligned(_Base):  # type: ignore[misc]
         for request in reversed(list(self.aligned_held)):
             self.aligned_held.pop(request.request_id)
             self._aligned_back(request)
-        self.aligned_last = None
+        self.aligned_again = True
         self.aligned_next = self.current_step + self.aligned_settings.look_every
         self.aligned_counts["let_go"] += 1
 
@@ -240,7 +251,7 @@ class Aligned(_Base):  # type: ignore[misc]
     # -- what vLLM does by itself
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
-        """vLLM's preemption (or a hard park, which is one): its KV goes to the host where that has room."""
+        """A preemption by vLLM, or a hard park: the KV goes to the host where that has room."""
         self.aligned_sitting.rise(request)
         kept = self._aligned_save(request)
         super()._preempt_request(request, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a user may set: the object ``alignedsched`` of vLLM's ``--additional-config``, read with an error for each mistake."""
+"""What a user may set: the object ``alignedsched`` of vLLM's ``--additional-config``; each mistake gets its error."""
 
 from __future__ import annotations
 
