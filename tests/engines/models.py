@@ -42,7 +42,10 @@ def hub_names(folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (llama / name).exists():
             (opt / name).write_text((llama / name).read_text())
-    names = {"facebook/opt-125m": opt, "facebook/opt-350m": opt, "Qwen/Qwen3-0.6B": llama, "Qwen/Qwen1.5-7B": llama}
+    names = dict.fromkeys(("facebook/opt-125m", "facebook/opt-350m"), opt)
+    names |= dict.fromkeys(
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-VL-3B-Instruct", "hmellor/tiny-random-LlamaForCausalLM"), llama
+    )
     redirect = folder / "redirect.json"
     redirect.write_text(json.dumps({name: str(path) for name, path in names.items()}))
     return redirect
