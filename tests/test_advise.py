@@ -220,3 +220,13 @@ def test_wrong_use_is_one_sentence(
 def test_help_has_the_form_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", "--help"]) == 0
     assert "n,total,longest,prefill,ms" in capsys.readouterr().out
+
+
+def test_the_page_shows_what_its_example_prints(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (root / "docs" / "advise.md").read_text(encoding="utf-8")
+    example, shown = (page.split(f"```{kind}\n")[1].split("\n```")[0] for kind in ("python", "text"))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "advise.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.rstrip() == shown

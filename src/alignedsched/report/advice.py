@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -12,6 +13,7 @@ from .terminal import METRICS, Cell, compared
 
 _ROWS = ("throughput", "TTFT p50", "TTFT p99", "TPOT mean", "TPOT p99", "ITL p99", "E2E mean", "E2E p99",
          "iteration bubble", "preemptions", "simulated time")  # fmt: skip
+WIDTH = 118  # of plain lines
 _COLOURS = {"better": "green", "worse": "red", "same": "", "": ""}
 Result = Mapping[str, Any]
 
@@ -103,7 +105,7 @@ def plain(result: Result) -> str:
     """The whole report as plain text."""
     rows = table(result)
     widths = [max(text.columns(row[at].text) for row in rows) for at in range(5)]
-    lines = [*surface_lines(result), engine_line(result), work_line(result), ""]
+    lines = [*_wrapped([*surface_lines(result), engine_line(result), work_line(result)]), ""]
     for number, row in enumerate(rows):
         pads = [" " * (width - text.columns(cell.text)) for width, cell in zip(widths, row, strict=True)]
         cells = [pad + cell.text for pad, cell in zip(pads, row, strict=True)]
@@ -111,8 +113,17 @@ def plain(result: Result) -> str:
         lines.append("  ".join(cells).rstrip())
         if not number:
             lines.append("  ".join("-" * width for width in widths))
-    lines += ["", *closing(result)]
+    lines += ["", *_wrapped(closing(result))]
     return "\n".join(lines) + "\n"
+
+
+def _wrapped(lines: Sequence[str]) -> list[str]:
+    """Long lines broken between words, what follows indented."""
+    broken: list[str] = []
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        broken += textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return broken
 
 
 def closing(result: Result) -> list[str]:
