@@ -91,6 +91,10 @@ class Board:
         """Context length of the request's next step."""
         return row.base + self.step if row.at is At.RUNNING else row.base
 
+    def produced(self, row: Row) -> int:
+        """Tokens it has made; the first one comes with the end of its prefill."""
+        return self.length(row) - row.request.prompt_tokens - (1 if row.left else 0)
+
     def stored_blocks(self, row: Row) -> int:
         """Blocks of the device that hold its KV, none of them shared."""
         if row.place == HOST:
@@ -169,11 +173,11 @@ class Board:
         else:
             del self._claimed(row.at)[request]
 
-    def queue_again(self, row: Row, rank: float) -> None:
-        """A request whose KV is lost waits to be computed again."""
-        produced = self.length(row) - row.request.prompt_tokens - (1 if row.left else 0)
+    def queue_again(self, row: Row, rank: float, produced: int | None = None) -> None:
+        """A request whose KV is lost waits to be computed again, with the tokens it has ``produced``."""
+        made = self.produced(row) if produced is None else produced
         self.remove(row)
-        self.queue.add(Waiting(row.request, row.order, produced, row.preemptions + 1, self.now), rank)
+        self.queue.add(Waiting(row.request, row.order, made, row.preemptions + 1, self.now), rank)
 
 
 class BoardView:

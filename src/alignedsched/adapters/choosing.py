@@ -206,7 +206,7 @@ class Chooser:
         reason = None if held_back is None else ask(policy, lambda: held_back(self.view, first, ordered))
         if reason is not None:
             figure = "" if reason.figure is None else f": {reason.figure:,}"
-            choice.reasons[first.request.id] = f"{reason.text}{figure}"
+            choice.reasons.setdefault(first.request.id, f"{reason.text}{figure}")
 
     # -- standstill
 

@@ -74,19 +74,23 @@ def _names(columns: Columns) -> tuple[str, ...]:
     return _RESIDENT if isinstance(columns, Resident) else _QUEUED
 
 
-_RESIDENT = ("lengths", "left", "places", "produced", "limits", "since", "priorities")
-_QUEUED = ("tokens", "produced", "limits", "since", "priorities")
+_RESIDENT = ("ids", "lengths", "left", "places", "produced", "limits", "since", "priorities")
+_QUEUED = ("ids", "tokens", "produced", "limits", "since", "priorities")
 
 
 def check_ids(columns: Columns) -> None:
     """Ids are non-empty strings, none of them twice. O(rows)."""
     seen: dict[object, int] = {}
     for row, request in enumerate(columns.ids):
-        if type(request) is not str or not request:
+        if not _is_id(request):
             raise bad(columns, "ids", row, request, "a non-empty string")
         first = seen.setdefault(request, row)
         if first != row:
             raise bad(columns, "ids", row, request, f"an id that stands once; row {first} has it too")
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is str and bool(value)
 
 
 def _count(least: int) -> Callable[[object], bool]:
@@ -94,6 +98,7 @@ def _count(least: int) -> Callable[[object], bool]:
 
 
 _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "ids": (_is_id, "a non-empty string"),
     "lengths": (_count(2), "an integer of at least 2 (a token is stored, the next is written)"),
     "left": (_count(0), "an integer of at least 0"),
     "places": (lambda value: value in PLACES, f"one of {', '.join(PLACES)}"),

@@ -116,13 +116,15 @@ class Hooks:
 
     # -- what happens outside of steps
 
-    def enqueue(self, request: Request, *, produced: int = 0) -> None:
+    def enqueue(self, request: Request, *, produced: int | None = None) -> None:
         """A request waits in the engine's queue: a new one, or one that lost its KV after ``produced`` tokens.
 
-        For engines with deep queues, in place of the ``Queued`` table: O(log n). Raises CallerError if it queues
+        What it produced is known of one that was resident, as far as the columns told.
+
+        For engines with deep queues, in place of the ``Queued`` table. O(log n). Raises CallerError if it queues
         already.
         """
-        if not is_count(produced, 0, LONGEST):
+        if produced is not None and not is_count(produced, 0, LONGEST):
             raise CallerError(f"Hooks.enqueue: produced must be an integer of at least 0, got {show(produced)}")
         self._reader.enqueue(request, produced)
         self._dirty = True
@@ -136,7 +138,7 @@ class Hooks:
         board = self._board
         row = board.rows.get(request)
         if row is not None:
-            made = board.length(row) - row.request.prompt_tokens if produced is None else produced
+            made = board.produced(row) if produced is None else produced
             board.remove(row)
             self._reader.ended.append(Ended(row.request, made, finished))
         elif request in board.queue:
@@ -176,7 +178,7 @@ class Hooks:
             board.now = was
             raise
         board.spare, board.host_spare = free_blocks, free_host_blocks
-        news = reader.news or self._dirty
+        news = reader.news or self._dirty or board.moved
         self._facts.stepped(reader.steps, seconds, alone=news)
         more, self._free = free_blocks > self._free, free_blocks
         if not (news or more or self._due() or self._last.prefill or board.free < 0):
@@ -184,11 +186,11 @@ class Hooks:
         self._facts.tell(reader.ended)
         self._dirty = True  # until it is decided, whatever a policy raises
         self._last = self._decided(self._chooser.choose())
-        if self._last.victims:
-            reader.doubt()
         reader.settle()
         self._facts.load = self._load()
-        self._dirty = False
+        self._dirty = bool(self._last.victims)
+        if self._dirty:  # they are told once; the columns say what became of them
+            reader.doubt()
         return self._last
 
     @staticmethod

@@ -91,14 +91,19 @@ class Reader:
             row = rows.get(resident.ids[at])
             if row is None:
                 check_row(resident, at)
-                fresh.append((at, self._row(resident, at)))
+                fresh.append(self._row(resident, at))
             elif not self._as_foreseen(resident, at, row, steps):
                 check_row(resident, at, _LIVE)
                 changed.append((at, row))
         arriving = None if queued is None else self._check_queued(queued, present)
-        self._apply(resident, present, steps, fresh, changed)
+        self.board.step += steps
+        self.steps, self.news = steps, False
+        self._come(fresh)
         if queued is not None and arriving is not None:
             self._apply_queued(queued, arriving)
+        self._go(present)
+        for at, row in changed:
+            self._change(row, resident.lengths[at], value(resident.left, at, 0), value(resident.places, at, DEVICE))
 
     def _odd(self, resident: Resident) -> tuple[list[int], int]:
         """Rows that are new or not as foreseen, in order, and the steps that the running members have made."""
@@ -167,35 +172,25 @@ class Reader:
             order, preemptions = -1, 0
         return Row(known, order, length, At.POOLED, place, board.now, left, preemptions=preemptions)
 
-    def _apply(
-        self,
-        resident: Resident,
-        present: Mapping[RequestId, int],
-        steps: int,
-        fresh: Sequence[tuple[int, Row]],
-        changed: Sequence[tuple[int, Row]],
-    ) -> None:
-        board = self.board
-        gone = [board.rows[request] for request in self._ids if request not in present and request in board.rows]
-        for row in gone:
-            self._end(row, steps)
-        board.step += steps
-        self.steps, self.news = steps, bool(gone or fresh)
-        for at, row in changed:
-            self._change(row, resident.lengths[at], value(resident.left, at, 0), value(resident.places, at, DEVICE))
-        for _, row in fresh:
+    def _come(self, fresh: Sequence[Row]) -> None:
+        """Rows that were not there before, or queued until now."""
+        for row in fresh:
             if row.order < 0:
-                row.order = board.next_order()
+                row.order = self.board.next_order()
             else:
-                board.queue.remove(row.request.id)
-            board.put(row, At.PREFILL if row.left else At.POOLED)
+                self.board.queue.remove(row.request.id)
+            self.board.put(row, At.PREFILL if row.left else At.POOLED)
+            self.news = True
 
-    def _end(self, row: Row, steps: int) -> None:
-        """A row that is gone has ended, with the token of its last step if it took part in it."""
-        running = row.at is At.RUNNING
-        produced = self.board.length(row) - row.request.prompt_tokens + (max(1, steps) if running else 0)
-        self.board.remove(row)
-        self.ended.append(Ended(row.request, max(0, produced - (1 if row.left else 0)), running))
+    def _go(self, present: Mapping[RequestId, int]) -> None:
+        """Rows that are gone have ended: finished if they ran, with the tokens of the steps since."""
+        board = self.board
+        for request in self._ids:
+            if request not in present and request in board.rows:
+                row = board.rows[request]
+                self.ended.append(Ended(row.request, board.produced(row), row.at is At.RUNNING))
+                board.remove(row)
+                self.news = True
 
     def _change(self, row: Row, length: int, left: int, place: str) -> None:
         """A row whose length, prefill or place is other than foreseen."""
@@ -224,16 +219,15 @@ class Reader:
         return arriving
 
     def _apply_queued(self, queued: Queued, arriving: Sequence[tuple[int, int]]) -> None:
-        board = self.board
-        present = dict.fromkeys(queued.ids)
-        for request in [row[1] for row in board.queue.rows() if row[1] not in present]:
+        board, present = self.board, dict.fromkeys(queued.ids)
+        for request in [request for _, request in board.queue.rows() if request not in present]:
             board.queue.remove(request)
             self.news = True
         for at, tokens in arriving:
             arrived = _request(queued, at, queued.ids[at], tokens, board.now)
-            self.enqueue(arrived, value(queued.produced, at, 0))
+            self.enqueue(arrived, value(queued.produced, at, None))
 
-    def enqueue(self, request: Request, produced: int = 0) -> None:
+    def enqueue(self, request: Request, produced: int | None) -> None:
         """A request queues; one whose KV existed until now has lost it. Raises CallerError if it queues already."""
         board = self.board
         if request.id in board.queue:
@@ -241,10 +235,10 @@ class Reader:
         self.news = True
         row = board.rows.get(request.id)
         if row is not None:
-            board.queue_again(row, self.admission.rank(row.request))
+            board.queue_again(row, self.admission.rank(row.request), produced)
             self.doubt()
         else:
-            waiting = Waiting(request, board.next_order(), produced, 1 if produced else 0, board.now)
+            waiting = Waiting(request, board.next_order(), produced or 0, 1 if produced else 0, board.now)
             board.queue.add(waiting, self.admission.rank(request))
 
 
