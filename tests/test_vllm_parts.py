@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from alignedsched.adapters.vllm.pace import Pace
 from alignedsched.adapters.vllm.rows import decode_line, queued, resident
 from alignedsched.adapters.vllm.settings import Settings, settings_of
 from alignedsched.adapters.vllm.sitting import NEVER, Sitting
+from alignedsched.costs import AffineCosts, Load, TableCosts
 from alignedsched.errors import CallerError, ConfigError
 from alignedsched.policies import Policy, fcfs
 
@@ -228,6 +230,23 @@ def test_settings_are_read_and_each_mistake_is_named() -> None:
     for value, message in wrong:
         with pytest.raises(ConfigError, match=message):
             settings_of({"alignedsched": value})
+
+
+def test_costs_are_read_in_both_forms(tmp_path: Path) -> None:
+    assert Settings().read_costs() is None
+    affine = AffineCosts(t0=1e-3, per_row=1e-5, per_token=1e-7, surface="padded")
+    affine.save(tmp_path / "affine.json")
+    assert Settings(costs=str(tmp_path / "affine.json")).read_costs() == affine
+    table = TableCosts.from_points(
+        [(n, n * length, length, 1e-3 * n + 1e-6 * length) for n in (1, 8) for length in (16, 900)]
+    )
+    table.save(tmp_path / "table.json")
+    read = Settings(costs=str(tmp_path / "table.json")).read_costs()
+    assert read is not None
+    assert read.step_seconds(Load(8, 800, 100)) == table.step_seconds(Load(8, 800, 100))
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"list\.json: format must be"):
+        Settings(costs=str(tmp_path / "list.json")).read_costs()
 
 
 @pytest.mark.parametrize("name", ["nobody", "tests.test_vllm_parts:nothing", "nowhere:fcfs", "builtins:dict"])

@@ -46,3 +46,17 @@ def soft(groups: int = 3, steps: int = 4) -> Policy:
 def hard(groups: int = 3, steps: int = 4) -> Policy:
     """Whoever does not decode goes to the host."""
     return Policy("hard", ArrivalOrder(), Rotating(groups=groups, steps=steps), DirectResidency(to_host="always"))
+
+
+class Raising(Rotating):
+    """It rotates for a while, and then it breaks."""
+
+    def compose(self, view: LaneView) -> Composition:
+        if view.step > 20:
+            raise RuntimeError("broken on purpose")
+        return super().compose(view)
+
+
+def raising() -> Policy:
+    """A policy that raises in the middle of its work."""
+    return Policy("raising", ArrivalOrder(), Raising(), DirectResidency(to_host="never"))

@@ -1,12 +1,14 @@
-"""One vLLM engine in a process of its own: a load in, tokens and figures out, as JSON.
+"""vLLM engines in a process of their own, one after the other: loads in, tokens and figures out, as JSON.
 
-    python -m tests.engines.serve_once '{"model": "FOLDER", "out": "FILE", ...}'
+    python -m tests.engines.serve_once FILE OUT
 
-A process each, because vLLM keeps its distributed state and its KV connector for as long as a process lives.
+A process of their own, because vLLM sets up a good deal that lasts as long as its process; one for several engines,
+because importing it takes longest.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -32,7 +34,7 @@ class Job:
     """What to serve, and how. ``prompts`` and ``outputs`` are token counts, a request each; tokens come from a formula.
 
     ``scheduler`` is a class of the adapter ("" for vLLM's own), ``settings`` are its settings, ``connector`` that of
-    the KV (with ``host_gib``), ``engine`` further arguments of ``LLM``. ``rounds`` repeats the load.
+    the KV (with ``host_gib``). ``rounds`` repeats the load; ``several_processes`` puts the engine's core into another.
     """
 
     model: str
@@ -47,8 +49,6 @@ class Job:
     caching: bool = False
     several_processes: bool = False
     rounds: int = 1
-    priorities: list[int] = field(factory=list)
-    engine: dict[str, Any] = field(factory=dict)
 
 
 def prompt(number: int, tokens: int) -> list[int]:
@@ -56,26 +56,26 @@ def prompt(number: int, tokens: int) -> list[int]:
     return [(7 * number + 13 * at + at * at) % 500 for at in range(tokens)]
 
 
-def serve(job: Job, folder: Path) -> dict[str, Any]:
-    """Run a job in a process of its own; its figures. Raises RuntimeError with its last words if it fails."""
-    out = folder / "outcome.json"
+def serve(jobs: list[Job], folder: Path) -> list[dict[str, Any]]:
+    """Run jobs in another process; their figures. Raises RuntimeError with its last words if it fails."""
+    told, out = folder / "jobs.json", folder / "outcome.json"
+    told.write_text(json.dumps([asdict(job) for job in jobs]))
     out.unlink(missing_ok=True)
-    environment = {**os.environ, **QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(job.several_processes))}
-    told = json.dumps({**asdict(job), "out": str(out)})
+    environment = {**os.environ, **QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(jobs[0].several_processes))}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engines.serve_once", told],
+        [sys.executable, "-m", "tests.engines.serve_once", str(told), str(out)],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode or not out.exists():
         raise RuntimeError(f"the engine failed (exit {done.returncode}): {done.stdout[-2000:]}{done.stderr[-6000:]}")
-    figures: dict[str, Any] = json.loads(out.read_text())
+    figures: list[dict[str, Any]] = json.loads(out.read_text())
     return figures
 
 
 def _engine(job: Job) -> Any:
     from vllm import LLM
 
-    more: dict[str, Any] = dict(job.engine)
+    more: dict[str, Any] = {}
     if job.scheduler:
         more["scheduler_cls"] = f"alignedsched.adapters.vllm.{job.scheduler}"
         more["additional_config"] = {"alignedsched": job.settings}
@@ -92,7 +92,7 @@ def _engine(job: Job) -> Any:
         "max_num_batched_tokens": 2048, "enforce_eager": True, "seed": 0, "block_size": 32,
         "num_gpu_blocks_override": job.blocks, "enable_prefix_caching": job.caching, "disable_log_stats": True,
     }  # fmt: skip
-    return LLM(**{**arguments, **more})
+    return LLM(**arguments, **more)
 
 
 def _measure(llm: Any, job: Job) -> dict[str, Any]:
@@ -100,7 +100,6 @@ def _measure(llm: Any, job: Job) -> dict[str, Any]:
 
     prompts = [{"prompt_token_ids": prompt(number, tokens)} for number, tokens in enumerate(job.prompts)]
     sampling = [SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True) for tokens in job.outputs]
-    more = {"priority": job.priorities} if job.priorities else {}
     scheduler = None if job.several_processes else llm.llm_engine.engine_core.engine_core.scheduler
     steps = {"steps": 0, "computed": 0}
     if scheduler is not None:
@@ -116,7 +115,7 @@ def _measure(llm: Any, job: Job) -> dict[str, Any]:
     seconds, answers = [], []
     for _ in range(job.rounds):
         begun = time.process_time()
-        answers = llm.generate(prompts, sampling, use_tqdm=False, **more)
+        answers = llm.generate(prompts, sampling, use_tqdm=False)
         seconds.append(time.process_time() - begun)
     figures: dict[str, Any] = {"tokens": [list(answer.outputs[0].token_ids) for answer in answers], **steps}
     figures |= {"cpu_s": seconds, "output_tokens": sum(job.outputs)}
@@ -132,10 +131,18 @@ def _measure(llm: Any, job: Job) -> dict[str, Any]:
 
 def main() -> None:
     """The command."""
-    told = json.loads(sys.argv[1])
-    out = Path(told.pop("out"))
-    job = Job(**told)
-    out.write_text(json.dumps(_measure(_engine(job), job)))
+    from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
+
+    told, out = map(Path, sys.argv[1:])
+    figures = []
+    for job in (Job(**content) for content in json.loads(told.read_text())):
+        llm = _engine(job)
+        figures.append(_measure(llm, job))
+        llm.llm_engine.engine_core.shutdown()
+        ensure_kv_transfer_shutdown()
+        del llm
+        gc.collect()
+    out.write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
 
 from alignedsched.adapters.vllm import AlignedAsyncScheduler, AlignedScheduler
-
+from alignedsched.errors import ConfigError
 from tests.engines.toy import Outcome, answer, make_request, make_scheduler, serve
 
 CLASSES = {"sync": (Scheduler, AlignedScheduler), "async": (AsyncScheduler, AlignedAsyncScheduler)}
@@ -112,3 +113,121 @@ def test_prefix_caching_serves_returns(base: str, tiny_model: Path) -> None:
     _, without = run(base, True, tiny_model, load, settings=HARD, host_blocks=4000)
     _, with_it = run(base, True, tiny_model, load, settings=HARD, host_blocks=4000, caching=True)
     assert with_it.connector.copied_back < without.connector.copied_back / 3
+
+
+def test_nobody_urgent_sits_out_while_somebody_less_urgent_decodes(tiny_model: Path) -> None:
+    """With vLLM's priority policy (small numbers first); first come, first served knows no priorities."""
+    load = requests()
+    for priority in (True, False):
+        scheduler = make_scheduler(AlignedScheduler, tiny_model, settings=SOFT, priority=priority)
+        plain, passed = scheduler.schedule, []
+
+        def watched(*args: Any, plain: Any = plain, scheduler: Any = scheduler, passed: list[int] = passed) -> Any:
+            step = plain(*args)
+            decoding = [scheduler.requests[name].priority for name, n in step.num_scheduled_tokens.items() if n == 1]
+            passed.append(sum(out.priority < max(decoding, default=0) for out in scheduler.aligned_sitting))
+            return step
+
+        scheduler.schedule = watched
+        made = [
+            make_request(name, prompt, tokens, priority=at % 3, arrival=float(at))
+            for at, (name, (prompt, tokens)) in enumerate(load.items())
+        ]
+        outcome = serve(scheduler, made)
+        assert outcome.tokens == {name: answer(prompt, tokens) for name, (prompt, tokens) in load.items()}
+        assert scheduler.aligned_counts["sat_out"] > 50
+        assert any(passed) is not priority
+
+
+@each_base
+def test_a_policy_that_raises_is_switched_off_and_all_are_served(
+    base: str, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = requests(24)
+    scheduler = make_scheduler(CLASSES[base][1], tiny_model, settings={"policy": "tests.engines.rotation:raising"})
+    outcome = serve(scheduler, [make_request(name, *load[name]) for name in load], ahead=1 if base == "async" else 0)
+    assert outcome.tokens == {name: answer(prompt, tokens) for name, (prompt, tokens) in load.items()}
+    assert scheduler.aligned_hooks is None
+    assert not scheduler.aligned_sitting
+
+
+@each_base
+def test_aborted_requests_leave_nothing_behind(base: str, tiny_model: Path) -> None:
+    """Running, sitting out, in the host, on their way back, or queueing: all of them may go at any time."""
+    load = requests(48)
+    scheduler = make_scheduler(
+        CLASSES[base][1], tiny_model, settings=HARD, host_blocks=2000, blocks=100, overlapped=base == "async", seats=30
+    )
+    draw, plain, gone = random.Random(5), scheduler.schedule, set[str]()
+
+    def aborting(*args: Any) -> Any:
+        if draw.random() < 0.3 and scheduler.requests:
+            name = draw.choice(sorted(scheduler.requests))
+            scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+            gone.add(name)
+        return plain(*args)
+
+    scheduler.schedule = aborting
+    outcome = serve(scheduler, [make_request(name, *load[name]) for name in load], ahead=1 if base == "async" else 0)
+    rest = {name: answer(*load[name]) for name in load if name not in gone}
+    assert len(gone) > 10
+    assert {name: tokens for name, tokens in outcome.tokens.items() if name not in gone} == rest
+    assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == 99
+    assert scheduler.connector.room.free == scheduler.connector.blocks
+    assert not any((scheduler.aligned_sitting, scheduler.aligned_held, scheduler.aligned_coming, scheduler.requests))
+
+
+def test_new_weights_void_what_lies_in_the_host(tiny_model: Path) -> None:
+    """``reset_prefix_cache`` with running requests: everybody starts over, also those that were parked."""
+    load = requests(24)
+    scheduler = make_scheduler(AlignedScheduler, tiny_model, settings=HARD, host_blocks=2000)
+    plain, steps = scheduler.schedule, [0]
+
+    def resetting(*args: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 25:
+            assert len(scheduler.aligned_held) > 0
+            assert scheduler.reset_prefix_cache(reset_running_requests=True)
+            assert scheduler.connector.room.free == scheduler.connector.blocks
+            assert not any((scheduler.running, scheduler.aligned_held, scheduler.aligned_sitting))
+        return plain(*args)
+
+    scheduler.schedule = resetting
+    outcome = serve(scheduler, [make_request(name, *load[name]) for name in load], vandal=True)
+    assert outcome.tokens == {name: answer(prompt, tokens) for name, (prompt, tokens) in load.items()}
+
+
+def test_groups_fill_captured_graphs(tiny_model: Path) -> None:
+    """Between two sizes, who sits out decodes along where the graph has rows to spare."""
+    load = {f"r{number}": ([number] * 50, 40) for number in range(30)}  # groups of ten
+    widths: dict[bool, set[int]] = {}
+    for fills in (False, True):
+        scheduler = make_scheduler(AlignedScheduler, tiny_model, settings={**SOFT, "fill_graphs": fills}, tokens=4096)
+        scheduler.aligned_sizes = [1, 2, 4, 8, 16, 24, 32]
+        plain, seen = scheduler.schedule, list[int]()
+
+        def watched(*args: Any, plain: Any = plain, seen: list[int] = seen, scheduler: Any = scheduler) -> Any:
+            step = plain(*args)
+            if len(scheduler.running) == 30 and step.total_num_scheduled_tokens < 30:
+                seen.append(step.total_num_scheduled_tokens)
+            return step
+
+        scheduler.schedule = watched
+        outcome = serve(scheduler, [make_request(name, *load[name]) for name in load])
+        assert outcome.tokens == {name: answer(prompt, tokens) for name, (prompt, tokens) in load.items()}
+        widths[fills] = set(seen)
+    assert widths[False] == {10}
+    assert 16 in widths[True]
+    assert 10 not in widths[True]
+
+
+def test_what_cannot_be_is_refused_by_name(tiny_model: Path) -> None:
+    for settings, message in (
+        ({"policy": "nobody"}, "unknown policy 'nobody'"),
+        ({"look_evry": 3}, "unknown key 'look_evry'"),
+        ({"costs": "/nowhere/costs.json"}, "/nowhere/costs.json: cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_scheduler(AlignedScheduler, tiny_model, settings=settings)
+    with pytest.raises(ConfigError, match="holds no block"):
+        make_scheduler(AlignedScheduler, tiny_model, host_blocks=0.5)

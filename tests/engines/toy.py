@@ -41,7 +41,7 @@ def make_scheduler(
     model: Path,
     *,
     blocks: int = 2000,
-    host_blocks: int = 0,
+    host_blocks: float = 0,
     settings: dict[str, Any] | None = None,
     caching: bool = False,
     overlapped: bool = False,

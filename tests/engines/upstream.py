@@ -89,12 +89,14 @@ def main() -> int:
     lost = [test for test in failed if with_vllms.get(test) is not False and test not in EXCEPTIONS]
     excepted = [test for test in failed if test in EXCEPTIONS and with_vllms.get(test) is not False]
     passed = sum(1 for outcome in with_ours.values() if outcome)
-    print(f"\n{len(with_ours)} tests of {sdist.name}: {passed} pass with our classes, {len(failed)} fail,")
-    print(f"{len(failed) - len(lost) - len(excepted)} of these with vLLM's classes too; {len(excepted)} are exceptions.")
-    for test in excepted:
-        print(f"  exception: {test}: {EXCEPTIONS[test]}")
-    for test in lost:
-        print(f"  LOST: {test}")
+    both = len(failed) - len(lost) - len(excepted)
+    said = [
+        f"{len(with_ours)} tests of {sdist.name}: {passed} pass with our classes, {len(failed)} fail,",
+        f"{both} of these with vLLM's classes too; {len(excepted)} are exceptions.",
+        *(f"  exception: {test}: {EXCEPTIONS[test]}" for test in excepted),
+        *(f"  LOST: {test}" for test in lost),
+    ]
+    sys.stdout.write("\n".join(said) + "\n")
     return 1 if lost else 0
 
 

@@ -24,7 +24,6 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.sched.utils import remove_all
 from vllm.v1.request import RequestStatus
 
-from ...cost_table import TableCosts
 from ...errors import AlignedSchedError, ConfigError
 from ..hooks import Decision, Hooks, Sacrifice
 from ..step_log import StepLog
@@ -80,7 +79,7 @@ class Aligned(_Base):  # type: ignore[misc]
             max_members=min(self.max_num_running_reqs, self.max_num_active_reqs),
             max_tokens=self.max_num_scheduled_tokens,
             host_blocks=0 if host is None else host.blocks,
-            costs=None if settings.costs is None else TableCosts.load(settings.costs),
+            costs=settings.read_costs(),
         )
 
     # -- a step

@@ -8,8 +8,9 @@ from typing import Any
 
 from attrs import field, fields, frozen
 
+from ...costs import AffineCosts, Costs, TableCosts
 from ...errors import ConfigError
-from ...outside import is_count, show
+from ...outside import is_count, read_json, show
 from ...policies.protocols import Policy
 from ...registry import policy as policy_named
 
@@ -20,10 +21,10 @@ KEY = "alignedsched"
 class Settings:
     """``policy``: the name of one, or ``module:factory``; ``options`` go to it.
 
-    ``costs``: file of the surface to decide by, as `alignedsched advise` writes it (without one the default policy does
-    what vLLM does). ``look_every``: steps between two decisions. ``fill_graphs``: who sits out joins a group where a
-    captured CUDA graph has rows to spare. ``step_log``: a file to write a line to for each step. ``any_version``: use
-    versions of vLLM that nobody tested.
+    ``costs``: file of the surface to decide by, as `alignedsched advise --costs` or a TableCosts writes it (without
+    one the default policy does what vLLM does). ``look_every``: steps between two decisions. ``fill_graphs``: who sits
+    out joins a group where a captured CUDA graph has rows to spare. ``step_log``: a file to write a line to for each
+    step. ``any_version``: use versions of vLLM that nobody tested.
     """
 
     policy: str = "cost_aligned"
@@ -47,6 +48,14 @@ class Settings:
         if not isinstance(made, Policy):
             raise ConfigError(f"{KEY}: policy {self.policy!r} is {type(made).__name__}, not a Policy")
         return made
+
+    def read_costs(self) -> Costs | None:
+        """The surface, if there is a file of one. Raises ConfigError naming the file and what is wrong in it."""
+        if self.costs is None:
+            return None
+        content = read_json(self.costs)
+        table = isinstance(content, dict) and "sheets" in content
+        return TableCosts.load(self.costs) if table else AffineCosts.load(self.costs)
 
 
 _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
