@@ -169,7 +169,7 @@ def main() -> None:
         AffineCosts(t0=5e-3, per_row=2e-5, per_token=4e-7, surface="padded").save(costs)
         print(f"{'':<22} running    rows  schedule µs   step µs      p99  own µs/running  step / vLLM's")
         for running in (16,) if options.smoke else (64, 256, 1024):
-            figures = measure(model, costs, running, 64 if options.smoke else 400)
+            figures = measure(model, costs, running, 64 if options.smoke else 200)
             found += figures
             for one in figures:
                 times = f"{one.schedule_us:>12,.0f} {one.step_us:>9,.0f} {one.step_p99_us:>8,.0f}"

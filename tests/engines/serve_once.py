@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -49,6 +49,10 @@ class Job:
     caching: bool = False
     several_processes: bool = False
     rounds: int = 1
+
+    def of(self, **changes: Any) -> Job:
+        """The same with changes."""
+        return evolve(self, **changes)
 
 
 def prompt(number: int, tokens: int) -> list[int]:
