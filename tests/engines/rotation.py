@@ -5,7 +5,9 @@ from __future__ import annotations
 from attrs import define
 
 from alignedsched.policies import ArrivalOrder, Composition, DirectResidency, PlainData, Policy
+from alignedsched.policies.cost_aligned import cost_aligned
 from alignedsched.policies.fcfs import ContinuousBatching
+from alignedsched.policies.rounds import RoundSettings
 from alignedsched.views import LaneView
 
 
@@ -46,6 +48,11 @@ def soft(groups: int = 3, steps: int = 4) -> Policy:
 def hard(groups: int = 3, steps: int = 4) -> Policy:
     """Whoever does not decode goes to the host."""
     return Policy("hard", ArrivalOrder(), Rotating(groups=groups, steps=steps), DirectResidency(to_host="always"))
+
+
+def grouping() -> Policy:
+    """The default policy in a hurry: it looks for groups at every millisecond, by the surface it is given."""
+    return cost_aligned(rounds=RoundSettings(round_s=1e-3), refit=False)
 
 
 class Raising(Rotating):

@@ -12,6 +12,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from alignedsched.adapters.vllm import AlignedAsyncScheduler, AlignedScheduler
+from alignedsched.costs import AffineCosts
 from alignedsched.errors import ConfigError
 from tests.engines.toy import Outcome, answer, make_request, make_scheduler, serve
 
@@ -231,3 +232,51 @@ def test_what_cannot_be_is_refused_by_name(tiny_model: Path) -> None:
             make_scheduler(AlignedScheduler, tiny_model, settings=settings)
     with pytest.raises(ConfigError, match="holds no block"):
         make_scheduler(AlignedScheduler, tiny_model, host_blocks=0.5)
+
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "fcfs": {"options": {"swap": True}},
+    "sjf": {},
+    "waves": {},
+    "buckets": {"options": {"bounds": [50, 200]}},
+    "density_first": {"options": {"k_min": 4, "guard_s": 0.05, "dwell_s": 0.0, "mix_share": 0.0}},
+    "cost_aligned": {},
+    "tests.engines.rotation:grouping": {},
+}
+
+
+@each_base
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_shipped_policy_serves_everything(base: str, policy: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Few blocks, a host, prefix caching, and a surface on which grouping pays."""
+    AffineCosts(t0=1e-4, per_row=1e-6, per_token=1e-5, surface="padded").save(tmp_path / "costs.json")
+    settings = {"policy": policy, "look_every": 2, "costs": str(tmp_path / "costs.json"), **POLICIES[policy]}
+    _, scheduler = run(
+        base, True, tiny_model, requests(40, 9), settings=settings, blocks=160, host_blocks=200, caching=True, later=3
+    )
+    assert scheduler.aligned_counts["applied"] > 0
+    if policy == "density_first" or policy.endswith("grouping"):
+        assert scheduler.aligned_counts["sat_out"] > 0
+
+
+def test_waves_order_the_queue_and_nobody_is_lost_in_it(tiny_model: Path) -> None:
+    load = {f"r{number}": ([number] * (400 - 15 * number), 20) for number in range(24)}
+    begun: dict[str, list[str]] = {}
+    for policy in ("fcfs", "waves"):
+        scheduler = make_scheduler(
+            AlignedScheduler, tiny_model, settings={"policy": policy, "look_every": 1}, seats=8, tokens=128
+        )
+        plain, order = scheduler.schedule, list[str]()
+
+        def watched(*args: Any, plain: Any = plain, order: list[str] = order) -> Any:
+            step = plain(*args)
+            order.extend(new.req_id for new in step.scheduled_new_reqs)
+            return step
+
+        scheduler.schedule = watched
+        outcome = serve(scheduler, [make_request(name, *load[name]) for name in load])
+        assert outcome.tokens == {name: answer(*load[name]) for name in load}
+        begun[policy] = order
+    assert begun["fcfs"] == list(load)
+    assert sorted(begun["waves"]) == sorted(load)
+    assert begun["waves"][:4] == ["r23", "r22", "r21", "r20"]
