@@ -140,7 +140,6 @@ def measure(model: Path, costs: Path, running: int, steps: int) -> list[Figure]:
         ("vLLM", plain, None),
         ("ours, no surface", ours, {}),
         ("ours, padded surface", ours, {"costs": str(costs)}),
-        ("ours, forced rotation", ours, {"policy": "tests.engines.rotation:soft", "options": {"steps": 16}}),
     ]
     lanes = []
     for name, cls, settings in cases:

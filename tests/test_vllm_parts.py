@@ -177,12 +177,13 @@ def test_held_requests_keep_their_order() -> None:
 
 def test_columns_say_what_vllm_holds() -> None:
     decoding, prefilling = request("d", 14, made=5), request("p", 4)
+    plain = resident([decoding, prefilling], [], [])
+    assert (plain.lengths, plain.left, plain.places) == ([15, 11], [0, 6], None)
     table = resident([decoding, prefilling], [request("h", 0, made=3)], [request("c", 0, made=4)])
     assert table.ids == ["d", "p", "h", "c"]
     assert table.lengths == [15, 11, 13, 14]
     assert table.left == [0, 6, 0, 0]
     assert table.places == [DEVICE, DEVICE, HOST, TO_DEVICE]
-    assert table.produced == [5, 0, 3, 4]
     urgent = request("q", 0)
     urgent.priority = -3
     assert (queued(urgent, 2.5).priority, queued(urgent, 2.5).arrival, queued(urgent, 2.5).output_limit) == (3, 2.5, 50)

@@ -121,7 +121,7 @@ def test_nobody_urgent_sits_out_while_somebody_less_urgent_decodes(tiny_model: P
     load = requests()
     for priority in (True, False):
         scheduler = make_scheduler(AlignedScheduler, tiny_model, settings=SOFT, priority=priority)
-        plain, passed = scheduler.schedule, []
+        plain, passed = scheduler.schedule, list[int]()
 
         def watched(*args: Any, plain: Any = plain, scheduler: Any = scheduler, passed: list[int] = passed) -> Any:
             step = plain(*args)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ...request import Request
@@ -21,35 +21,24 @@ def context_length(request: Any) -> int:
     return int(request.num_computed_tokens) + 1
 
 
-def resident(running: Iterable[Any], held: Iterable[Any], coming: Iterable[Any]) -> Resident:
-    """All requests with KV: running (whoever sits out too), held, and on their way back. O(requests)."""
-    ids: list[str] = []
-    lengths: list[int] = []
-    left: list[int] = []
-    places: list[str] = []
-    produced: list[int] = []
-    limits: list[int | None] = []
-    since: list[float] = []
-    priorities: list[int] = []
+def resident(running: Sequence[Any], held: Collection[Any], coming: Collection[Any]) -> Resident:
+    """All requests with KV: running (whoever sits out too), held, and on their way back. O(requests).
 
-    def row(request: Any, length: int, rest: int, place: str) -> None:
-        ids.append(request.request_id)
-        lengths.append(length)
-        left.append(rest)
-        places.append(place)
-        produced.append(max(0, length - request.num_prompt_tokens - (1 if rest else 0)))
-        limits.append(request.max_tokens)
-        since.append(0.0)
-        priorities.append(-request.priority)
-
-    for request in running:
-        computed = request.num_computed_tokens
-        rest = request.num_tokens - computed if request.is_prefill_chunk else 0
-        row(request, computed + rest + 1, max(0, rest), DEVICE)
-    for place, requests in ((HOST, held), (TO_DEVICE, coming)):
-        for request in requests:
-            row(request, request.num_tokens, 0, place)
-    return Resident(ids, lengths, left, places, produced, limits, since, priorities)
+    The columns that are read once are left out: whoever is here has queued before, and was told of then.
+    """
+    ids = [request.request_id for request in running]
+    lengths = [request.num_computed_tokens + 1 for request in running]
+    left = [request.num_tokens - request.num_computed_tokens if request.is_prefill_chunk else 0 for request in running]
+    if any(left):
+        lengths = [length + rest for length, rest in zip(lengths, left, strict=True)]
+    if not (held or coming):
+        return Resident(ids, lengths, left)
+    away = [*held, *coming]
+    ids += [request.request_id for request in away]
+    lengths += [request.num_tokens for request in away]
+    left += [0] * len(away)
+    places = [DEVICE] * len(running) + [HOST] * len(held) + [TO_DEVICE] * len(coming)
+    return Resident(ids, lengths, left, places)
 
 
 def decode_line(scheduled: Mapping[str, int], requests: Mapping[str, Any], most: int) -> tuple[int, int, int, int]:

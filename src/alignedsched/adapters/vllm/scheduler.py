@@ -119,7 +119,7 @@ class Aligned(_Base):  # type: ignore[misc]
         coming = self.aligned_coming
         for name in [name for name, request in coming.items() if request.status == RequestStatus.RUNNING]:
             del coming[name]
-        columns = resident(self.running, self.aligned_held, coming.values())
+        columns = resident(self.running, self.aligned_held, tuple(coming.values()))
         self.aligned_queued.difference_update(columns.ids)
         decision = self._aligned_ask(
             hooks.decide,
@@ -154,7 +154,7 @@ class Aligned(_Base):  # type: ignore[misc]
         sitting, counts = self.aligned_sitting, self.aligned_counts
         counts["applied"] += 1
         out = self._aligned_out(decision)
-        for request in self.running:
+        for request in self.running if out or sitting else ():
             if request.request_id not in out:
                 sitting.rise(request)
             elif request.request_id not in sitting:
@@ -183,7 +183,8 @@ class Aligned(_Base):  # type: ignore[misc]
             out.difference_update(request.request_id for request in called)
         if self.aligned_settings.fill_graphs and self.aligned_sizes and members:
             lengths = ((context_length(r), r.request_id) for r in parked if r.request_id in out)
-            out.difference_update(fill(len(members), max(map(context_length, members)), lengths, self.aligned_sizes))
+            riders = fill(len(members), max(map(context_length, members)), lengths, self.aligned_sizes)
+            out.difference_update(riders)
         return out
 
     def _aligned_queue(self, first: list[str]) -> None:

@@ -30,7 +30,7 @@ class Settings:
     policy: str = "cost_aligned"
     options: Mapping[str, Any] = field(factory=dict)
     costs: str | None = None
-    look_every: int = 8
+    look_every: int = 16
     fill_graphs: bool = True
     step_log: str | None = None
     any_version: bool = False
