@@ -76,7 +76,8 @@ def serve(jobs: list[Job], folder: Path) -> list[dict[str, Any]]:
     return figures
 
 
-def _engine(job: Job) -> Any:
+def engine(job: Job) -> Any:
+    """The engine of a job, in this process."""
     from vllm import LLM
 
     more: dict[str, Any] = {}
@@ -140,7 +141,7 @@ def main() -> None:
     told, out = map(Path, sys.argv[1:])
     figures = []
     for job in (Job(**content) for content in json.loads(told.read_text())):
-        llm = _engine(job)
+        llm = engine(job)
         figures.append(_measure(llm, job))
         llm.llm_engine.engine_core.shutdown()
         ensure_kv_transfer_shutdown()

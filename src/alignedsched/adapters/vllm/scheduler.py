@@ -48,6 +48,7 @@ class Aligned(_Base):  # type: ignore[misc]
 
     running: list[Any]
     waiting: Any
+    aligned_clock = staticmethod(time.monotonic)  # seconds
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,7 +87,7 @@ class Aligned(_Base):  # type: ignore[misc]
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         """One step of vLLM over whoever the policy lets decode; O(1) beside it but for every ``look_every``-th step."""
-        now = time.monotonic()
+        now = self.aligned_clock()
         pace = self.aligned_pace
         pace.begin(now, bool(self.running))
         if self.aligned_hooks is not None and self._aligned_due(now):
@@ -210,7 +211,7 @@ class Aligned(_Base):  # type: ignore[misc]
         waiting, self.waiting = self.waiting, self.aligned_held
         try:
             for request in going:
-                self._preempt_request(request, time.monotonic())
+                self._preempt_request(request, self.aligned_clock())
         finally:
             self.waiting = waiting
         self.aligned_counts["to_host"] += len(going)
@@ -267,7 +268,7 @@ class Aligned(_Base):  # type: ignore[misc]
         name = request.request_id
         if self.aligned_hooks is not None and name not in self.aligned_queued:
             self.aligned_queued.add(name)
-            told = queued(request, time.monotonic())
+            told = queued(request, self.aligned_clock())
             self._aligned_ask(self.aligned_hooks.enqueue, told, produced=request.num_output_tokens)
 
     def add_request(self, request: Any) -> None:
