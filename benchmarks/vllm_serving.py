@@ -2,12 +2,12 @@
 
     python -m benchmarks.vllm_serving [--smoke] [--json FILE]
 
-Needs vLLM (see `benchmarks.vllm_step_cost`). Two loads: ``even`` prompts, and ``mixed`` ones, a quarter of them long. One
-engine serves each load under one scheduler after the other, round after round: vLLM's own; the default policy without a
-surface; with the surface fitted to a step log of the first rounds, as `alignedsched advise` fits it; with a ``padded``
-one that this engine does not have (what a wrong surface costs); and three groups in turn, by force. Every round has to
-give the same tokens. Time is processor time of the engine's thread, the policy's clock too, because the machine is
-shared; the figure is the median round's.
+Needs vLLM (see `benchmarks.vllm_step_cost`). Two loads: ``even`` prompts, and ``mixed`` ones, a quarter of them long.
+One engine serves each load under one scheduler after the other, round after round: vLLM's own; the default policy
+without a surface; with the surface fitted to a step log of the first rounds, as `alignedsched advise` fits it; with a
+``padded`` one that this engine does not have (what a wrong surface costs); and three groups in turn, by force. Every
+round has to give the same tokens. Time is processor time of the engine's thread, the policy's clock too, because the
+machine is shared; the figure is the median round's.
 """
 
 from __future__ import annotations
