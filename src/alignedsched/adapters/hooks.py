@@ -119,7 +119,8 @@ class Hooks:
     def enqueue(self, request: Request, *, produced: int | None = None) -> None:
         """A request waits in the engine's queue: a new one, or one that lost its KV after ``produced`` tokens.
 
-        What it produced is known of one that was resident, as far as the columns told.
+        What it produced is known of one that was resident, as far as the columns told. Victims that are to be computed
+        again queue by themselves.
 
         For engines with deep queues, in place of the ``Queued`` table. O(log n). Raises CallerError if it queues
         already.
