@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 from attrs import evolve
 from hypothesis import given, settings
@@ -13,13 +15,17 @@ from hypothesis import strategies as st
 
 from alignedsched.adapters.hooks import DEVICE, HOST, TO_DEVICE, Decision, Hooks, Queued, Resident, Sacrifice
 from alignedsched.adapters.step_log import StepLog, read_step_log
+from alignedsched.cluster import Cluster, Device, Lane, Role
 from alignedsched.costs import AffineCosts
 from alignedsched.errors import CallerError, ConfigError, PolicyError
 from alignedsched.policies import Composition, Policy, Transfer, fcfs
 from alignedsched.policies.protocols import Stepped
 from alignedsched.registry import policy as policy_named
 from alignedsched.request import Request
+from alignedsched.sim.run import run as simulate
 from alignedsched.views import LaneView
+from alignedsched.workloads import Workload
+from benchmarks import hooks_cost
 from tests.toy_engine import ToyEngine
 
 POLICIES = ("fcfs", "cost_aligned", "density_first", "waves", "buckets", "sjf")
@@ -101,6 +107,34 @@ def test_any_policy_serves_everybody_in_any_engine(
     )  # fmt: skip
     engine.run()
     assert {r: engine.made[r] for r in engine.asks} == {r: output for r, (_, output) in engine.asks.items()}
+
+
+@given(
+    policy=st.sampled_from(POLICIES),
+    seed=st.integers(0, 10**6),
+    requests=st.integers(1, 60),
+    blocks=st.sampled_from([220, 500, 20_000]),
+    members=st.integers(1, 40),
+    costs=st.sampled_from([BALANCED, PADDED, GATED]),
+)
+def test_an_engine_with_hooks_does_step_for_step_what_the_scheduler_does(
+    policy: str, seed: int, requests: int, blocks: int, members: int, costs: AffineCosts
+) -> None:
+    """The other way to use a policy, through a Scheduler, is the model: the same steps, ends and preemptions."""
+    asks = {f"r{i:03}": ask for i, ask in enumerate(mixed(requests, seed).values())}
+    hooks = hooks_of(policy, blocks, costs=costs, max_members=members, max_tokens=700)
+    engine = ToyEngine(hooks, asks, blocks, costs=costs).run()
+    lane = Lane("lane", ("gpu",), max_members=members, max_tokens=700)
+    cluster = Cluster((Device("gpu", Role.BOTH, blocks),), (lane,))
+    prompts, outputs = (np.array(column) for column in zip(*asks.values(), strict=True))
+    figures = simulate(
+        Workload("offline", np.zeros(requests), prompts, outputs), cluster, costs, policy_named(policy)
+    ).figures
+    assert engine.steps == figures["steps"]
+    assert engine.now == pytest.approx(figures["simulated_s"], rel=1e-9)
+    assert engine.counts.get("recompute", 0) == figures["preemptions"]
+    mean = figures["latency_s"]["e2e"]["mean"]
+    assert sum(engine.ended.values()) / requests == pytest.approx(mean, rel=1e-9)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -454,9 +488,32 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_numpy_columns_are_columns() -> None:
-    numpy = pytest.importorskip("numpy")
     hooks = hooks_of(policy_named("cost_aligned"), costs=GATED)
-    lengths = numpy.array([40, 900])
+    lengths: Any = np.array([40, 900])
     first = hooks.decide(0.0, Resident(["a", "b"], lengths), free_blocks=1000)
     lengths += 1  # the engine's own array, changed in place
     assert hooks.decide(0.1, Resident(["a", "b"], lengths), free_blocks=1000) is first
+
+
+def test_a_plain_step_makes_as_many_calls_whatever_is_running() -> None:
+    def calls(running: int) -> int:
+        hooks, count = hooks_of("cost_aligned", 10**6, costs=GATED, max_members=4096), 0
+
+        def counting(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event == "call"
+
+        ids, lengths = [f"r{i}" for i in range(running)], list(range(20, 20 + running))
+        for step in range(4):
+            resident = Resident(ids, [length + step for length in lengths])
+            sys.setprofile(counting if step == 3 else None)
+            hooks.decide(0.01 * step, resident, free_blocks=10_000, seconds=0.01)
+            sys.setprofile(None)
+        return count
+
+    assert calls(8) == calls(2000) < 30
+
+
+def test_the_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hooks_cost.main(["--smoke"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 9
