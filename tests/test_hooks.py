@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attrs import evolve
-from hypothesis import given, settings
+from attrs import define, evolve, field
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alignedsched.adapters.hooks import DEVICE, HOST, TO_DEVICE, Decision, Hooks, Queued, Resident, Sacrifice
@@ -33,6 +33,23 @@ BALANCED = AffineCosts(5e-3, 1e-5, 1e-7)
 PADDED = AffineCosts(2e-3, 1e-5, 5e-7, surface="padded")
 GATED = AffineCosts(2e-3, 1e-5, 1e-7, 4e-6, surface="gated", gate=8.0)
 COSTS = (None, BALANCED, PADDED, GATED)
+
+
+@define
+class Listener:
+    """A watch that keeps what it is told."""
+
+    steps: list[Stepped] = field(factory=list)
+    ends: list[tuple[str, int, bool]] = field(factory=list)
+
+    def stepped(self, facts: Stepped) -> None:
+        self.steps.append(facts)
+
+    def ended(self, request: Request, produced: int, finished: bool) -> None:
+        self.ends.append((request.id, produced, finished))
+
+    def state(self) -> None: ...
+    def load(self, state: object) -> None: ...
 
 
 def hooks_of(policy: str | Policy, blocks: int = 4000, **options: Any) -> Hooks:
@@ -117,11 +134,15 @@ def test_any_policy_serves_everybody_in_any_engine(
     members=st.integers(1, 40),
     costs=st.sampled_from([BALANCED, PADDED, GATED]),
 )
+@example(policy="sjf", seed=97_406, requests=66, blocks=200, members=5, costs=GATED)  # who made room came back at once
+@example(
+    policy="cost_aligned", seed=181_635, requests=65, blocks=260, members=33, costs=PADDED
+)  # ends in their prefill
 def test_an_engine_with_hooks_does_step_for_step_what_the_scheduler_does(
     policy: str, seed: int, requests: int, blocks: int, members: int, costs: AffineCosts
 ) -> None:
     """The other way to use a policy, through a Scheduler, is the model: the same steps, ends and preemptions."""
-    asks = {f"r{i:03}": ask for i, ask in enumerate(mixed(requests, seed).values())}
+    asks = {f"r{i}": ask for i, ask in enumerate(mixed(requests, seed).values())}
     hooks = hooks_of(policy, blocks, costs=costs, max_members=members, max_tokens=700)
     engine = ToyEngine(hooks, asks, blocks, costs=costs).run()
     lane = Lane("lane", ("gpu",), max_members=members, max_tokens=700)
@@ -254,52 +275,33 @@ def test_a_preempted_request_comes_before_newer_ones() -> None:
 
 
 def test_whoever_is_gone_has_ended_and_history_hears_of_it() -> None:
-    heard: list[tuple[str, int, bool]] = []
-
-    class Listening:
-        def stepped(self, facts: Stepped) -> None: ...
-
-        def ended(self, request: Request, produced: int, finished: bool) -> None:
-            heard.append((request.id, produced, finished))
-
-        def state(self) -> None: ...
-        def load(self, state: object) -> None: ...
-
-    hooks = hooks_of(evolve(fcfs(), watches=(Listening(),)))
+    listener = Listener()
+    hooks = hooks_of(evolve(fcfs(), watches=(listener,)))
     hooks.decide(0.0, Resident(["a", "b", "c"], [40, 50, 60], produced=[3, 1, 1]), free_blocks=99)
     hooks.decide(0.1, Resident(["b", "c"], [51, 61]), free_blocks=99)
-    assert heard == [("a", 4, True)]  # with the token of its last step
+    assert listener.ends == [("a", 4, True)]  # with the token of its last step
     hooks.end("b", produced=7, finished=False)
     hooks.end("nobody")
     hooks.decide(0.2, Resident(["c"], [62]), free_blocks=99)
-    assert heard[1:] == [("b", 7, False)]
+    assert listener.ends[1:] == [("b", 7, False)]
 
 
 def test_steps_are_told_with_their_loads_and_seconds(tmp_path: Any) -> None:
-    told: list[Stepped] = []
-
-    class Listening:
-        def stepped(self, facts: Stepped) -> None:
-            told.append(facts)
-
-        def ended(self, request: Request, produced: int, finished: bool) -> None: ...
-        def state(self) -> None: ...
-        def load(self, state: object) -> None: ...
-
+    listener = Listener()
     path = tmp_path / "steps.csv"
     with StepLog(path) as log:
-        hooks = hooks_of(evolve(fcfs(), watches=(Listening(),)), log=log)
+        hooks = hooks_of(evolve(fcfs(), watches=(listener,)), log=log)
         hooks.decide(0.0, Resident(["a", "b"], [40, 50]), free_blocks=99)
         for step in range(1, 4):
             hooks.decide(step / 10, Resident(["a", "b"], [40 + step, 50 + step]), free_blocks=99, seconds=0.1)
         hooks.decide(0.4, Resident(["b"], [54]), Queued(["c"], [30]), free_blocks=99, seconds=0.2)
         hooks.decide(0.5, Resident(["b", "c"], [55, 31]), free_blocks=99, seconds=0.3)
-    assert [(f.loads[0].n, f.loads[0].total, f.loads[0].longest, f.steps) for f in told] == [
+    assert [(f.loads[0].n, f.loads[0].total, f.loads[0].longest, f.steps) for f in listener.steps] == [
         (2, 90, 50, 4),
         (1, 54, 54, 1),
     ]
-    assert told[0].seconds == pytest.approx(0.5)
-    assert told[1].loads[0].chunks == ((0, 30),)
+    assert listener.steps[0].seconds == pytest.approx(0.5)
+    assert listener.steps[1].loads[0].chunks == ((0, 30),)
     lines = [(line.n, line.total, line.longest, line.prefill, line.ms) for line in read_step_log(path)]
     assert lines == [
         (2, 90, 50, 0, 100),
@@ -320,6 +322,24 @@ def test_victims_are_named_before_the_step_and_free_enough() -> None:
     # The engine keeps it: the columns are the truth, and it is named again.
     again = hooks.decide(0.2, Resident(["a", "b", "c"], [65, 65, 65]), free_blocks=0)
     assert again.victims == decision.victims
+
+
+def test_victims_are_told_once_and_do_not_come_back_in_the_next_breath() -> None:
+    hooks = hooks_of("fcfs", 12)
+    hooks.decide(0.0, Resident(["a", "b", "c"], [64, 64, 64]), free_blocks=0)
+    assert hooks.decide(0.1, Resident(["a", "b", "c"], [65, 65, 65]), free_blocks=0).victims
+    after = hooks.decide(0.2, Resident(["a", "b"], [66, 66]), Queued(["c"], [64], produced=[1]), free_blocks=2)
+    assert (after.decode, after.victims, after.prefill) == (("b", "a"), (), ())
+    room = hooks.decide(0.3, Resident(["a"], [67]), free_blocks=7)
+    assert [take.request for take in room.prefill] == ["c"]
+
+
+def test_who_ends_in_its_own_prefill_has_ended() -> None:
+    listener = Listener()
+    hooks = hooks_of(evolve(fcfs(), watches=(listener,)), max_tokens=100)
+    hooks.decide(0.0, Resident(), Queued(["done", "gone"], [60, 50]), free_blocks=50)
+    hooks.decide(0.1, Resident(), Queued(), free_blocks=50)  # the second was begun only in part, and cancelled
+    assert listener.ends == [("done", 1, True)]
 
 
 def test_a_lone_request_that_outgrew_the_device_goes_on_and_says_what_is_short() -> None:

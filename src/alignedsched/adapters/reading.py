@@ -43,6 +43,7 @@ class Reader:
     steps: int = 0
     news: bool = False
     ended: list[Ended] = field(factory=list)
+    ordered: frozenset[RequestId] = frozenset()  # who queued, and was to be prefilled whole in the last step
     _ids: list[RequestId] = field(factory=list)
     _lengths: list[int] = field(factory=list)
     _left: list[int] | None = None
@@ -221,6 +222,9 @@ class Reader:
     def _apply_queued(self, queued: Queued, arriving: Sequence[tuple[int, int]]) -> None:
         board, present = self.board, dict.fromkeys(queued.ids)
         for request in [request for _, request in board.queue.rows() if request not in present]:
+            waiting = board.queue.get(request)
+            if request in self.ordered:  # begun and ended in one step: the token that its prefill gave was its last
+                self.ended.append(Ended(waiting.request, waiting.produced + 1, True))
             board.queue.remove(request)
             self.news = True
         for at, tokens in arriving:
