@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from alignedsched.adapters.step_log import StepLine, StepLog, read_step_log
 from alignedsched.cli import main
 from alignedsched.costs import AffineCosts, Costs, Load
 from alignedsched.errors import ConfigError
+from alignedsched.report.advice import print_advice
 from alignedsched.sim.advise import AdviseSettings, advise
 from alignedsched.sim.build import build
 from alignedsched.sim.step_fit import Fit, Steps, fit
@@ -183,6 +186,41 @@ def test_a_quiet_hour_is_called_one(tmp_path: Path) -> None:
     assert code == 0
     assert result["load"] < 0.2
     assert any("try --load 0.9" in advice for advice in result["measure_next"])
+
+
+def test_the_engine_can_be_a_modelled_one(tmp_path: Path) -> None:
+    trace, log = engine_log(tmp_path, BASE)
+    told = advise(AdviseSettings(trace=str(trace), steps=str(log), hardware="h100", max_members=48, limit=20))
+    built = build("h100", "llama-3.1-8b", topology="colocated", lanes=1, surface="gated", staging=False).cluster
+    assert told["engine"] == {
+        "kv_blocks": built.devices[0].kv_blocks,
+        "block_size": 16,
+        "max_members": 48,
+        "max_tokens": built.lanes[0].max_tokens,
+        "read_off_the_log": [],
+    }
+    with pytest.raises(ConfigError, match="model goes with hardware"):
+        AdviseSettings(trace="t", steps="s", model="llama-3.1-8b")
+
+
+def test_on_a_terminal_it_has_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    trace, log = engine_log(tmp_path, evolve(SURFACES["padded"], per_token=5e-7))
+    result = advise(AdviseSettings(trace=str(trace), steps=str(log), offline=True))
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, pipe = Terminal(), io.StringIO()
+    print_advice(result, terminal)
+    print_advice(result, pipe)
+    assert "\x1b[" in terminal.getvalue()
+    assert "\x1b[" not in pipe.getvalue()
+    words = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).split()
+    assert [w for w in pipe.getvalue().split() if not w.startswith("--")] == words
 
 
 def test_a_trace_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ from ..metrics.bounds import work_seconds
 from ..outside import is_count, is_number, show
 from ..registry import policy as policy_named
 from ..workloads import Workload, read_trace
+from .build import build
 from .run import run
 from .settings import Progress, ProgressUpdate
 from .step_fit import Fit, Steps, fit
 
 PLAIN, DEFAULT = "fcfs", "cost_aligned"
+DEFAULT_MODEL = "llama-3.1-8b"  # as for compare
 SAME = 0.02  # ratios this near to 1 are no difference
 ALTERNATIVES = 2  # surfaces simulated beside the chosen one, at most
 MATTERS = 0.02  # imbalance: a surface that differs by less changes no decision
@@ -41,7 +43,8 @@ Word = Literal["gains", "changes nothing", "loses", "mixed", "undecided"]
 class AdviseSettings:
     """What ``advise`` is told. What is not given about the engine is read off the log: the most it ever did at once.
 
-    ``kv_blocks`` of ``block_size`` tokens; ``max_members`` and ``max_tokens`` a step. At most one of ``load``,
+    ``kv_blocks`` of ``block_size`` tokens; ``max_members`` and ``max_tokens`` a step; or ``hardware`` and ``model``,
+    names as for ``compare``, from which these follow. At most one of ``load``,
     ``rate_scale`` and ``offline`` says how requests arrive; with none of them, as recorded. Raises ConfigError naming
     the field that is out of range.
     """
@@ -54,6 +57,8 @@ class AdviseSettings:
     block_size: int = 16
     max_members: int | None = None
     max_tokens: int | None = None
+    hardware: str | None = None
+    model: str | None = None
     load: float | None = None
     rate_scale: float | None = None
     offline: bool = False
@@ -69,6 +74,8 @@ class AdviseSettings:
                 raise ConfigError(f"{name} must be a finite number above 0, got {show(value)}")
         if sum((self.load is not None, self.rate_scale is not None, self.offline)) > 1:
             raise ConfigError("load, rate_scale and offline exclude each other: give one of them")
+        if self.model is not None and self.hardware is None:
+            raise ConfigError("model goes with hardware: together they say how many KV blocks there are")
 
 
 def advise(settings: AdviseSettings, progress: Progress | None = None) -> dict[str, Any]:
@@ -158,6 +165,12 @@ def _engine(settings: AdviseSettings, found: Fit) -> tuple[Cluster, list[str]]:
         "max_tokens": found.most_tokens,
     }
     told = {name: getattr(settings, name) for name in seen}
+    if settings.hardware is not None:
+        model = settings.model or DEFAULT_MODEL
+        built = build(settings.hardware, model, topology="colocated", lanes=1, surface="gated", staging=False)
+        lane, tokens = built.cluster.lanes[0], built.cluster.devices[0].kv_blocks * built.cluster.layout.block_size
+        usual = {"kv_blocks": tokens // size, "max_members": lane.max_members, "max_tokens": lane.max_tokens}
+        told = {name: usual[name] if told[name] is None else told[name] for name in seen}
     use = {name: seen[name] if told[name] is None else told[name] for name in seen}
     cluster = Cluster(
         (Device("d0", Role.BOTH, use["kv_blocks"]),),
