@@ -408,6 +408,40 @@ def test_a_policy_that_raises_is_named_and_the_next_call_decides_afresh() -> Non
     assert hooks.decide(0.0, Resident(["a"], [40]), free_blocks=9).decode == ("a",)
 
 
+def test_whatever_a_policy_does_before_it_raises_the_columns_are_the_truth() -> None:
+    class Raising(Nothing):
+        calls = 0
+
+        def compose(self, view: LaneView) -> Composition:
+            self.calls += 1
+            members = list(view.ranks[0].batch)
+            return Composition(joins=list(view.pool.by_order()), parks=members[:1], wake_at=0.2)
+
+        def taken(self, view: LaneView, composition: Composition) -> None:
+            if self.calls == 2:
+                raise RuntimeError("broken")
+
+    hooks = hooks_of(evolve(fcfs(), batching=Raising()))
+    first = hooks.decide(0.0, Resident(["a", "b"], [40, 50]), free_blocks=9)
+    assert first.decode == ("b", "a")
+    with pytest.raises(PolicyError):  # after it was parked
+        hooks.decide(0.3, Resident(["a", "b"], [41, 51]), Queued(["c"], [300]), free_blocks=9)
+    # The engine has gone on with both, as it was told before.
+    after = hooks.decide(0.4, Resident(["a", "b"], [42, 52]), free_blocks=9)
+    assert {*after.decode, *after.parked} == {"a", "b"}
+    lengths = {request: hooks._board.length(row) for request, row in hooks._board.rows.items()}
+    assert lengths == {"a": 42, "b": 52}
+
+
+def test_a_queue_told_again_is_no_news() -> None:
+    hooks = hooks_of("fcfs", max_members=1)
+    queue = Queued(["q"], [30])
+    first = hooks.decide(0.0, Resident(["a"], [40]), queue, free_blocks=9)
+    assert hooks.decide(0.1, Resident(["a"], [41]), Queued(["q"], [30]), free_blocks=9) is first
+    assert hooks.decide(0.2, Resident(["a"], [42]), free_blocks=9) is first
+    assert hooks.decide(0.3, Resident(["a"], [43]), Queued(), free_blocks=9) is not first
+
+
 def test_proposals_that_make_no_sense_are_passed_over() -> None:
     class Wild(Nothing):
         def compose(self, view: LaneView) -> Composition:

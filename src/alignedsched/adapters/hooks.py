@@ -108,7 +108,7 @@ class Hooks:
         self._board = Board(cluster)
         self._view = BoardView(self._board, costs)
         self._chooser = Chooser(self._board, self._view, self.policy)
-        self._reader = Reader(self._board, self.policy.admission)
+        self._reader = Reader(self._board, self.policy)
         self._facts = _Facts(self.policy, log)
         self._last = Decision()
         self._dirty = True
@@ -180,15 +180,16 @@ class Hooks:
             board.now = was
             raise
         board.spare, board.host_spare = free_blocks, free_host_blocks
-        news = reader.news or self._dirty or board.moved
-        self._facts.stepped(reader.steps, seconds, alone=news)
+        self._dirty = self._dirty or reader.news or board.moved  # until it is decided, whatever a policy raises
+        self._facts.stepped(reader.steps, seconds, alone=self._dirty)
         more, self._free = free_blocks > self._free, free_blocks
-        if not (news or more or self._due() or self._last.prefill or board.free < 0):
+        if not (self._dirty or more or self._due() or self._last.prefill or board.free < 0):
             reader.settle()
             self._last = evolve(self._last, victims=()) if self._last.victims else self._last
             return self._last
+        self._dirty = True
+        reader.doubt()
         self._facts.tell(reader.ended)
-        self._dirty = True  # until it is decided, whatever a policy raises
         self._last = self._decided(self._chooser.choose())
         reader.settle()
         reader.ordered = self._ordered()
