@@ -21,7 +21,9 @@ from alignedsched.errors import ConfigError
 from alignedsched.report.advice import print_advice
 from alignedsched.sim.advise import AdviseSettings, advise
 from alignedsched.sim.build import build
-from alignedsched.sim.step_fit import Fit, Steps, fit
+from alignedsched.sim.step_fit import Fit, fit
+from alignedsched.sim.step_kinds import Steps
+from alignedsched.sim.verdict import word_of
 from tests.toy_engine import ToyEngine
 
 BASE = AffineCosts(5e-3, 2e-5, 1e-7, per_prompt=1e-5)
@@ -221,6 +223,22 @@ def test_on_a_terminal_it_has_colours(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "\x1b[" not in pipe.getvalue()
     words = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).split()
     assert [w for w in pipe.getvalue().split() if not w.startswith("--")] == words
+
+
+@pytest.mark.parametrize(
+    ("throughput", "e2e_mean", "word"),
+    [
+        (1.05, 1.0, "gains"),
+        (1.0, 1.05, "gains"),
+        (1.01, 0.99, "changes nothing"),
+        (0.95, 1.01, "loses"),
+        (1.0, 0.9, "loses"),
+        (1.1, 0.9, "mixed"),
+        (None, 0.9, "loses"),
+    ],
+)
+def test_losses_are_called_so(throughput: float | None, e2e_mean: float, word: str) -> None:
+    assert word_of({"throughput": throughput, "e2e_mean": e2e_mean}) == word
 
 
 def test_a_trace_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:

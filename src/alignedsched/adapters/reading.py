@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from operator import add
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from ..errors import CallerError
 from ..policies.protocols import Policy
@@ -72,7 +72,8 @@ class Reader:
             if lengths == self._lengths:
                 self.steps, self.news = 0, False
                 return
-        self._read(evolve(resident, ids=ids, lengths=lengths, left=left, places=places), queued)
+        r = resident
+        self._read(Resident(ids, lengths, left, places, r.produced, r.limits, r.since, r.priorities), queued)
         self._ids, self._lengths, self._left, self._places, self._waiting = ids, lengths, left, places, waiting
         self.doubt()
 
