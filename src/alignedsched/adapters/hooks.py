@@ -164,7 +164,8 @@ class Hooks:
     ) -> Decision:
         """What the next step should be, for an engine that holds ``resident`` and lets ``queued`` wait.
 
-        ``now`` and ``seconds`` (what the last step took; 0: unknown) are the engine's, and equal on redundant ranks.
+        ``now`` and ``seconds`` (what the steps since the last call took together; 0: unknown) are the engine's, and
+        equal on redundant ranks.
         ``free_blocks`` are the device's blocks that nobody has, before the next step. ``queued`` is the whole queue,
         or None: as before, and as told by ``enqueue``. Ids that are gone from ``resident`` and do not queue have ended.
 
