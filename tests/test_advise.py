@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from alignedsched.adapters.step_log import StepLine, StepLog, read_step_log
 from alignedsched.cli import main
 from alignedsched.costs import AffineCosts, Costs, Load
 from alignedsched.errors import ConfigError
+from alignedsched.report.advice import print_advice
 from alignedsched.sim.advise import AdviseSettings, advise
 from alignedsched.sim.build import build
-from alignedsched.sim.step_fit import Fit, Steps, fit
+from alignedsched.sim.step_fit import Fit, fit
+from alignedsched.sim.step_kinds import Steps
+from alignedsched.sim.verdict import word_of
 from tests.toy_engine import ToyEngine
 
 BASE = AffineCosts(5e-3, 2e-5, 1e-7, per_prompt=1e-5)
@@ -183,6 +188,57 @@ def test_a_quiet_hour_is_called_one(tmp_path: Path) -> None:
     assert code == 0
     assert result["load"] < 0.2
     assert any("try --load 0.9" in advice for advice in result["measure_next"])
+
+
+def test_the_engine_can_be_a_modelled_one(tmp_path: Path) -> None:
+    trace, log = engine_log(tmp_path, BASE)
+    told = advise(AdviseSettings(trace=str(trace), steps=str(log), hardware="h100", max_members=48, limit=20))
+    built = build("h100", "llama-3.1-8b", topology="colocated", lanes=1, surface="gated", staging=False).cluster
+    assert told["engine"] == {
+        "kv_blocks": built.devices[0].kv_blocks,
+        "block_size": 16,
+        "max_members": 48,
+        "max_tokens": built.lanes[0].max_tokens,
+        "read_off_the_log": [],
+    }
+    with pytest.raises(ConfigError, match="model goes with hardware"):
+        AdviseSettings(trace="t", steps="s", model="llama-3.1-8b")
+
+
+def test_on_a_terminal_it_has_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    trace, log = engine_log(tmp_path, evolve(SURFACES["padded"], per_token=5e-7))
+    result = advise(AdviseSettings(trace=str(trace), steps=str(log), offline=True))
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, pipe = Terminal(), io.StringIO()
+    print_advice(result, terminal)
+    print_advice(result, pipe)
+    assert "\x1b[" in terminal.getvalue()
+    assert "\x1b[" not in pipe.getvalue()
+    words = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).split()
+    assert [w for w in pipe.getvalue().split() if not w.startswith("--")] == words
+
+
+@pytest.mark.parametrize(
+    ("throughput", "e2e_mean", "word"),
+    [
+        (1.05, 1.0, "gains"),
+        (1.0, 1.05, "gains"),
+        (1.01, 0.99, "changes nothing"),
+        (0.95, 1.01, "loses"),
+        (1.0, 0.9, "loses"),
+        (1.1, 0.9, "mixed"),
+        (None, 0.9, "loses"),
+    ],
+)
+def test_losses_are_called_so(throughput: float | None, e2e_mean: float, word: str) -> None:
+    assert word_of({"throughput": throughput, "e2e_mean": e2e_mean}) == word
 
 
 def test_a_trace_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
-from attrs import evolve
-from hypothesis import given, settings
+from attrs import define, evolve, field
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alignedsched.adapters.hooks import DEVICE, HOST, TO_DEVICE, Decision, Hooks, Queued, Resident, Sacrifice
 from alignedsched.adapters.step_log import StepLog, read_step_log
+from alignedsched.cluster import Cluster, Device, Lane, Role
 from alignedsched.costs import AffineCosts
 from alignedsched.errors import CallerError, ConfigError, PolicyError
 from alignedsched.policies import Composition, Policy, Transfer, fcfs
 from alignedsched.policies.protocols import Stepped
 from alignedsched.registry import policy as policy_named
 from alignedsched.request import Request
+from alignedsched.sim.run import run as simulate
 from alignedsched.views import LaneView
+from alignedsched.workloads import Workload
+from benchmarks import hooks_cost
 from tests.toy_engine import ToyEngine
 
 POLICIES = ("fcfs", "cost_aligned", "density_first", "waves", "buckets", "sjf")
@@ -27,6 +33,23 @@ BALANCED = AffineCosts(5e-3, 1e-5, 1e-7)
 PADDED = AffineCosts(2e-3, 1e-5, 5e-7, surface="padded")
 GATED = AffineCosts(2e-3, 1e-5, 1e-7, 4e-6, surface="gated", gate=8.0)
 COSTS = (None, BALANCED, PADDED, GATED)
+
+
+@define
+class Listener:
+    """A watch that keeps what it is told."""
+
+    steps: list[Stepped] = field(factory=list)
+    ends: list[tuple[str, int, bool]] = field(factory=list)
+
+    def stepped(self, facts: Stepped) -> None:
+        self.steps.append(facts)
+
+    def ended(self, request: Request, produced: int, finished: bool) -> None:
+        self.ends.append((request.id, produced, finished))
+
+    def state(self) -> None: ...
+    def load(self, state: object) -> None: ...
 
 
 def hooks_of(policy: str | Policy, blocks: int = 4000, **options: Any) -> Hooks:
@@ -101,6 +124,38 @@ def test_any_policy_serves_everybody_in_any_engine(
     )  # fmt: skip
     engine.run()
     assert {r: engine.made[r] for r in engine.asks} == {r: output for r, (_, output) in engine.asks.items()}
+
+
+@given(
+    policy=st.sampled_from(POLICIES),
+    seed=st.integers(0, 10**6),
+    requests=st.integers(1, 60),
+    blocks=st.sampled_from([220, 500, 20_000]),
+    members=st.integers(1, 40),
+    costs=st.sampled_from([BALANCED, PADDED, GATED]),
+)
+@example(policy="sjf", seed=97_406, requests=66, blocks=200, members=5, costs=GATED)  # who made room came back at once
+@example(
+    policy="cost_aligned", seed=181_635, requests=65, blocks=260, members=33, costs=PADDED
+)  # ends in their prefill
+def test_an_engine_with_hooks_does_step_for_step_what_the_scheduler_does(
+    policy: str, seed: int, requests: int, blocks: int, members: int, costs: AffineCosts
+) -> None:
+    """The other way to use a policy, through a Scheduler, is the model: the same steps, ends and preemptions."""
+    asks = {f"r{i}": ask for i, ask in enumerate(mixed(requests, seed).values())}
+    hooks = hooks_of(policy, blocks, costs=costs, max_members=members, max_tokens=700)
+    engine = ToyEngine(hooks, asks, blocks, costs=costs).run()
+    lane = Lane("lane", ("gpu",), max_members=members, max_tokens=700)
+    cluster = Cluster((Device("gpu", Role.BOTH, blocks),), (lane,))
+    prompts, outputs = (np.array(column) for column in zip(*asks.values(), strict=True))
+    figures = simulate(
+        Workload("offline", np.zeros(requests), prompts, outputs), cluster, costs, policy_named(policy)
+    ).figures
+    assert engine.steps == figures["steps"]
+    assert engine.now == pytest.approx(figures["simulated_s"], rel=1e-9)
+    assert engine.counts.get("recompute", 0) == figures["preemptions"]
+    mean = figures["latency_s"]["e2e"]["mean"]
+    assert sum(engine.ended.values()) / requests == pytest.approx(mean, rel=1e-9)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -220,52 +275,33 @@ def test_a_preempted_request_comes_before_newer_ones() -> None:
 
 
 def test_whoever_is_gone_has_ended_and_history_hears_of_it() -> None:
-    heard: list[tuple[str, int, bool]] = []
-
-    class Listening:
-        def stepped(self, facts: Stepped) -> None: ...
-
-        def ended(self, request: Request, produced: int, finished: bool) -> None:
-            heard.append((request.id, produced, finished))
-
-        def state(self) -> None: ...
-        def load(self, state: object) -> None: ...
-
-    hooks = hooks_of(evolve(fcfs(), watches=(Listening(),)))
+    listener = Listener()
+    hooks = hooks_of(evolve(fcfs(), watches=(listener,)))
     hooks.decide(0.0, Resident(["a", "b", "c"], [40, 50, 60], produced=[3, 1, 1]), free_blocks=99)
     hooks.decide(0.1, Resident(["b", "c"], [51, 61]), free_blocks=99)
-    assert heard == [("a", 4, True)]  # with the token of its last step
+    assert listener.ends == [("a", 4, True)]  # with the token of its last step
     hooks.end("b", produced=7, finished=False)
     hooks.end("nobody")
     hooks.decide(0.2, Resident(["c"], [62]), free_blocks=99)
-    assert heard[1:] == [("b", 7, False)]
+    assert listener.ends[1:] == [("b", 7, False)]
 
 
 def test_steps_are_told_with_their_loads_and_seconds(tmp_path: Any) -> None:
-    told: list[Stepped] = []
-
-    class Listening:
-        def stepped(self, facts: Stepped) -> None:
-            told.append(facts)
-
-        def ended(self, request: Request, produced: int, finished: bool) -> None: ...
-        def state(self) -> None: ...
-        def load(self, state: object) -> None: ...
-
+    listener = Listener()
     path = tmp_path / "steps.csv"
     with StepLog(path) as log:
-        hooks = hooks_of(evolve(fcfs(), watches=(Listening(),)), log=log)
+        hooks = hooks_of(evolve(fcfs(), watches=(listener,)), log=log)
         hooks.decide(0.0, Resident(["a", "b"], [40, 50]), free_blocks=99)
         for step in range(1, 4):
             hooks.decide(step / 10, Resident(["a", "b"], [40 + step, 50 + step]), free_blocks=99, seconds=0.1)
         hooks.decide(0.4, Resident(["b"], [54]), Queued(["c"], [30]), free_blocks=99, seconds=0.2)
         hooks.decide(0.5, Resident(["b", "c"], [55, 31]), free_blocks=99, seconds=0.3)
-    assert [(f.loads[0].n, f.loads[0].total, f.loads[0].longest, f.steps) for f in told] == [
+    assert [(f.loads[0].n, f.loads[0].total, f.loads[0].longest, f.steps) for f in listener.steps] == [
         (2, 90, 50, 4),
         (1, 54, 54, 1),
     ]
-    assert told[0].seconds == pytest.approx(0.5)
-    assert told[1].loads[0].chunks == ((0, 30),)
+    assert listener.steps[0].seconds == pytest.approx(0.5)
+    assert listener.steps[1].loads[0].chunks == ((0, 30),)
     lines = [(line.n, line.total, line.longest, line.prefill, line.ms) for line in read_step_log(path)]
     assert lines == [
         (2, 90, 50, 0, 100),
@@ -286,6 +322,24 @@ def test_victims_are_named_before_the_step_and_free_enough() -> None:
     # The engine keeps it: the columns are the truth, and it is named again.
     again = hooks.decide(0.2, Resident(["a", "b", "c"], [65, 65, 65]), free_blocks=0)
     assert again.victims == decision.victims
+
+
+def test_victims_are_told_once_and_do_not_come_back_in_the_next_breath() -> None:
+    hooks = hooks_of("fcfs", 12)
+    hooks.decide(0.0, Resident(["a", "b", "c"], [64, 64, 64]), free_blocks=0)
+    assert hooks.decide(0.1, Resident(["a", "b", "c"], [65, 65, 65]), free_blocks=0).victims
+    after = hooks.decide(0.2, Resident(["a", "b"], [66, 66]), Queued(["c"], [64], produced=[1]), free_blocks=2)
+    assert (after.decode, after.victims, after.prefill) == (("b", "a"), (), ())
+    room = hooks.decide(0.3, Resident(["a"], [67]), free_blocks=7)
+    assert [take.request for take in room.prefill] == ["c"]
+
+
+def test_who_ends_in_its_own_prefill_has_ended() -> None:
+    listener = Listener()
+    hooks = hooks_of(evolve(fcfs(), watches=(listener,)), max_tokens=100)
+    hooks.decide(0.0, Resident(), Queued(["done", "gone"], [60, 50]), free_blocks=50)
+    hooks.decide(0.1, Resident(), Queued(), free_blocks=50)  # the second was begun only in part, and cancelled
+    assert listener.ends == [("done", 1, True)]
 
 
 def test_a_lone_request_that_outgrew_the_device_goes_on_and_says_what_is_short() -> None:
@@ -352,6 +406,40 @@ def test_a_policy_that_raises_is_named_and_the_next_call_decides_afresh() -> Non
     with pytest.raises(PolicyError, match="policy 'raising': raised RuntimeError: broken"):
         hooks.decide(0.0, Resident(["a"], [40]), free_blocks=9)
     assert hooks.decide(0.0, Resident(["a"], [40]), free_blocks=9).decode == ("a",)
+
+
+def test_whatever_a_policy_does_before_it_raises_the_columns_are_the_truth() -> None:
+    class Raising(Nothing):
+        calls = 0
+
+        def compose(self, view: LaneView) -> Composition:
+            self.calls += 1
+            members = list(view.ranks[0].batch)
+            return Composition(joins=list(view.pool.by_order()), parks=members[:1], wake_at=0.2)
+
+        def taken(self, view: LaneView, composition: Composition) -> None:
+            if self.calls == 2:
+                raise RuntimeError("broken")
+
+    hooks = hooks_of(evolve(fcfs(), batching=Raising()))
+    first = hooks.decide(0.0, Resident(["a", "b"], [40, 50]), free_blocks=9)
+    assert first.decode == ("b", "a")
+    with pytest.raises(PolicyError):  # after it was parked
+        hooks.decide(0.3, Resident(["a", "b"], [41, 51]), Queued(["c"], [300]), free_blocks=9)
+    # The engine has gone on with both, as it was told before.
+    after = hooks.decide(0.4, Resident(["a", "b"], [42, 52]), free_blocks=9)
+    assert {*after.decode, *after.parked} == {"a", "b"}
+    lengths = {request: hooks._board.length(row) for request, row in hooks._board.rows.items()}
+    assert lengths == {"a": 42, "b": 52}
+
+
+def test_a_queue_told_again_is_no_news() -> None:
+    hooks = hooks_of("fcfs", max_members=1)
+    queue = Queued(["q"], [30])
+    first = hooks.decide(0.0, Resident(["a"], [40]), queue, free_blocks=9)
+    assert hooks.decide(0.1, Resident(["a"], [41]), Queued(["q"], [30]), free_blocks=9) is first
+    assert hooks.decide(0.2, Resident(["a"], [42]), free_blocks=9) is first
+    assert hooks.decide(0.3, Resident(["a"], [43]), Queued(), free_blocks=9) is not first
 
 
 def test_proposals_that_make_no_sense_are_passed_over() -> None:
@@ -454,9 +542,32 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_numpy_columns_are_columns() -> None:
-    numpy = pytest.importorskip("numpy")
     hooks = hooks_of(policy_named("cost_aligned"), costs=GATED)
-    lengths = numpy.array([40, 900])
+    lengths: Any = np.array([40, 900])
     first = hooks.decide(0.0, Resident(["a", "b"], lengths), free_blocks=1000)
     lengths += 1  # the engine's own array, changed in place
     assert hooks.decide(0.1, Resident(["a", "b"], lengths), free_blocks=1000) is first
+
+
+def test_a_plain_step_makes_as_many_calls_whatever_is_running() -> None:
+    def calls(running: int) -> int:
+        hooks, count = hooks_of("cost_aligned", 10**6, costs=GATED, max_members=4096), 0
+
+        def counting(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event == "call"
+
+        ids, lengths = [f"r{i}" for i in range(running)], list(range(20, 20 + running))
+        for step in range(4):
+            resident = Resident(ids, [length + step for length in lengths])
+            sys.setprofile(counting if step == 3 else None)
+            hooks.decide(0.01 * step, resident, free_blocks=10_000, seconds=0.01)
+            sys.setprofile(None)
+        return count
+
+    assert calls(8) == calls(2000) < 30
+
+
+def test_the_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hooks_cost.main(["--smoke"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 9

@@ -157,14 +157,14 @@ class ToyEngine:
             total, longest = total + held.stored, max(longest, held.stored)
         chunks = [self._prefill(t.request, t.tokens) for t in decision.prefill if self._will()]
         assert self.free >= 0 or decision.short, f"told to use {-self.free} blocks more than there are"
+        load = Load(len(decoded), total, longest, tuple(chunks))
+        self.seconds = 0.01 if self.costs is None else self.costs.step_seconds(load)
+        self.now += self.seconds
         for request in (*decoded, *(t.request for t in decision.prefill)):
             known = self.held.get(request)
             if known is not None and known.stored >= known.target and self.made[request] >= self.asks[request][1]:
                 del self.held[request]
                 self.ended[request] = self.now
-        load = Load(len(decoded), total, longest, tuple(chunks))
-        self.seconds = 0.01 if self.costs is None else self.costs.step_seconds(load)
-        self.now += self.seconds
 
     def _prefill(self, request: str, tokens: int) -> tuple[int, int]:
         if request in self.queue:

@@ -36,6 +36,7 @@ __all__ = [
     "lane_balanced_seconds",
     "lane_finishing_times",
     "lane_seconds",
+    "load_costs",
 ]
 
 
@@ -153,11 +154,19 @@ class AffineCosts:
         numbers = {}
         for name in (f.name for f in fields(cls) if f.name != "surface"):
             value = content.get(name)
-            if not is_number(value, -math.inf if name == "per_prompt" else 0.0):
-                raise ConfigError(f"{where}: {name} must be a finite number of at least 0, got {show(value)}")
+            least = "" if name == "per_prompt" else " of at least 0"
+            if not is_number(value, 0.0 if least else -math.inf):
+                raise ConfigError(f"{where}: {name} must be a finite number{least}, got {show(value)}")
             numbers[name] = float(value)
         if content.get("surface") not in SURFACES:
             raise ConfigError(
                 f"{where}: surface must be one of {', '.join(SURFACES)}, got {show(content.get('surface'))}"
             )
         return cls(surface=str(content["surface"]), **numbers)
+
+
+def load_costs(path: str | os.PathLike[str]) -> AffineCosts | TableCosts:
+    """Read costs that were saved, of either kind. Raises ConfigError naming the file and what is wrong with it."""
+    content = read_json(path)
+    affine = isinstance(content, dict) and content.get("format") == FORMAT
+    return AffineCosts.load(path) if affine else TableCosts.load(path)

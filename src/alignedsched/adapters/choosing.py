@@ -15,6 +15,7 @@ from ..request import RequestId
 from ..room import ask
 from .board import TIER, At, Board, BoardView, Row
 from .columns import DEVICE, HOST, TO_HOST
+from .reading import rank_of
 
 
 @define(eq=False)
@@ -101,7 +102,7 @@ class Chooser:
             row.place = HOST
             board.put(row, At.POOLED)
         else:
-            board.queue_again(row, self.policy.admission.rank(row.request))
+            board.queue_again(row, rank_of(self.policy, row.request))
         choice.victims.append((request, how))
         choice.reasons[request] = why
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ..errors import CallerError, ConfigError
 from ..load import Costs, Load
@@ -108,7 +108,7 @@ class Hooks:
         self._board = Board(cluster)
         self._view = BoardView(self._board, costs)
         self._chooser = Chooser(self._board, self._view, self.policy)
-        self._reader = Reader(self._board, self.policy.admission)
+        self._reader = Reader(self._board, self.policy)
         self._facts = _Facts(self.policy, log)
         self._last = Decision()
         self._dirty = True
@@ -119,10 +119,12 @@ class Hooks:
     def enqueue(self, request: Request, *, produced: int | None = None) -> None:
         """A request waits in the engine's queue: a new one, or one that lost its KV after ``produced`` tokens.
 
-        What it produced is known of one that was resident, as far as the columns told.
+        What it produced is known of one that was resident, as far as the columns told. Victims that are to be computed
+        again queue by themselves.
 
-        For engines with deep queues, in place of the ``Queued`` table. O(log n). Raises CallerError if it queues
-        already.
+        For engines with deep queues, in place of the ``Queued`` table. Then ``end`` has to be told of whoever ends
+        without ever having been resident between two steps: cancelled while it queued, or done with its first token.
+        O(log n). Raises CallerError if it queues already.
         """
         if produced is not None and not is_count(produced, 0, LONGEST):
             raise CallerError(f"Hooks.enqueue: produced must be an integer of at least 0, got {show(produced)}")
@@ -162,7 +164,8 @@ class Hooks:
     ) -> Decision:
         """What the next step should be, for an engine that holds ``resident`` and lets ``queued`` wait.
 
-        ``now`` and ``seconds`` (what the last step took; 0: unknown) are the engine's, and equal on redundant ranks.
+        ``now`` and ``seconds`` (what the steps since the last call took together; 0: unknown) are the engine's, and
+        equal on redundant ranks.
         ``free_blocks`` are the device's blocks that nobody has, before the next step. ``queued`` is the whole queue,
         or None: as before, and as told by ``enqueue``. Ids that are gone from ``resident`` and do not queue have ended.
 
@@ -178,18 +181,23 @@ class Hooks:
             board.now = was
             raise
         board.spare, board.host_spare = free_blocks, free_host_blocks
-        news = reader.news or self._dirty or board.moved
-        self._facts.stepped(reader.steps, seconds, alone=news)
+        self._dirty = self._dirty or reader.news or board.moved  # until it is decided, whatever a policy raises
+        self._facts.stepped(reader.steps, seconds, alone=self._dirty)
         more, self._free = free_blocks > self._free, free_blocks
-        if not (news or more or self._due() or self._last.prefill or board.free < 0):
+        if not (self._dirty or more or self._due() or self._last.prefill or board.free < 0):
+            reader.settle()
+            self._last = evolve(self._last, victims=()) if self._last.victims else self._last
             return self._last
+        self._dirty = True
+        reader.doubt()
         self._facts.tell(reader.ended)
-        self._dirty = True  # until it is decided, whatever a policy raises
         self._last = self._decided(self._chooser.choose())
         reader.settle()
+        reader.ordered = self._ordered()
         self._facts.load = self._load()
-        self._dirty = bool(self._last.victims)
-        if self._dirty:  # they are told once; the columns say what became of them
+        self._dirty = False
+        if self._last.victims:  # they are told once; the columns say what became of them
+            self._free = board.spare  # what they leave is no news, and nobody begins on it in the next breath
             reader.doubt()
         return self._last
 
@@ -217,6 +225,12 @@ class Hooks:
             decode, parked, tuple(choice.prefill), tuple(choice.victims), tuple(choice.to_host),
             tuple(choice.to_device), choice.why, choice.reasons, choice.wake_at, choice.short, choice.overruled,
         )  # fmt: skip
+
+    def _ordered(self) -> frozenset[RequestId]:
+        """Requests of the queue whose whole prefill is part of the step."""
+        queue = self._board.queue
+        begun = (take for take in self._last.prefill if take.request in queue)
+        return frozenset(t.request for t in begun if t.tokens >= queue.get(t.request).prefill_tokens)
 
     def _load(self) -> Load:
         """The load of the step decided, with its chunks."""

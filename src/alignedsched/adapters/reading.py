@@ -10,19 +10,20 @@ from collections.abc import Mapping, Sequence
 from operator import add
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from ..errors import CallerError
-from ..policies.protocols import Admission
+from ..policies.protocols import Policy
 from ..queue import Waiting
 from ..request import Request, RequestId
+from ..room import ask
 from .board import At, Board, Row
 from .columns import DEVICE, Queued, Resident, bad, check_ids, check_row, check_rows, prompt, value
 
 _LIVE = ("lengths", "left", "places")  # columns that may change from step to step
 
 
-@define(eq=False)
+@frozen
 class Ended:
     """A request that is gone."""
 
@@ -39,14 +40,16 @@ class Reader:
     """
 
     board: Board
-    admission: Admission
+    policy: Policy
     steps: int = 0
     news: bool = False
     ended: list[Ended] = field(factory=list)
+    ordered: frozenset[RequestId] = frozenset()  # who queued, and was to be prefilled whole in the last step
     _ids: list[RequestId] = field(factory=list)
     _lengths: list[int] = field(factory=list)
     _left: list[int] | None = None
     _places: list[str] | None = None
+    _waiting: list[RequestId] | None = None  # of the last queue that was told
     _grows: list[bool] | None = None  # whether a row makes a token in a step; None: to be found again
 
     def read(self, resident: Resident, queued: Queued | None) -> None:
@@ -57,6 +60,9 @@ class Reader:
         ids, lengths = list(resident.ids), _plain(resident.lengths)
         left = None if resident.left is None else _plain(resident.left)
         places = None if resident.places is None else list(resident.places)
+        waiting = self._waiting if queued is None else list(queued.ids)
+        if waiting == self._waiting:
+            queued = None
         same = ids == self._ids and left == self._left and places == self._places
         if queued is None and same and self._grows is not None:
             if lengths == list(map(add, self._lengths, self._grows)):
@@ -66,8 +72,9 @@ class Reader:
             if lengths == self._lengths:
                 self.steps, self.news = 0, False
                 return
-        self._read(Resident(ids, lengths, left, places, *_rest(resident)), queued)
-        self._ids, self._lengths, self._left, self._places = ids, lengths, left, places
+        r = resident
+        self._read(Resident(ids, lengths, left, places, r.produced, r.limits, r.since, r.priorities), queued)
+        self._ids, self._lengths, self._left, self._places, self._waiting = ids, lengths, left, places, waiting
         self.doubt()
 
     def settle(self) -> None:
@@ -221,6 +228,9 @@ class Reader:
     def _apply_queued(self, queued: Queued, arriving: Sequence[tuple[int, int]]) -> None:
         board, present = self.board, dict.fromkeys(queued.ids)
         for request in [request for _, request in board.queue.rows() if request not in present]:
+            waiting = board.queue.get(request)
+            if request in self.ordered:  # begun and ended in one step: the token that its prefill gave was its last
+                self.ended.append(Ended(waiting.request, waiting.produced + 1, True))
             board.queue.remove(request)
             self.news = True
         for at, tokens in arriving:
@@ -235,11 +245,16 @@ class Reader:
         self.news = True
         row = board.rows.get(request.id)
         if row is not None:
-            board.queue_again(row, self.admission.rank(row.request), produced)
+            board.queue_again(row, rank_of(self.policy, row.request), produced)
             self.doubt()
         else:
             waiting = Waiting(request, board.next_order(), produced or 0, 1 if produced else 0, board.now)
-            board.queue.add(waiting, self.admission.rank(request))
+            board.queue.add(waiting, rank_of(self.policy, request))
+
+
+def rank_of(policy: Policy, request: Request) -> float:
+    """Where a request queues. Raises PolicyError if the policy raises."""
+    return ask(policy, lambda: policy.admission.rank(request))
 
 
 def _numbered(columns: Resident | Queued) -> dict[RequestId, int]:
@@ -256,10 +271,6 @@ def _numbered(columns: Resident | Queued) -> dict[RequestId, int]:
 def _plain(column: Any) -> list[int]:
     """A copy of a column, numpy's integers as Python's: what the engine does with its own later changes nothing."""
     return column.tolist() if hasattr(column, "tolist") else list(column)
-
-
-def _rest(resident: Resident) -> tuple[Sequence[int] | None, ...]:
-    return resident.produced, resident.limits, resident.since, resident.priorities  # type: ignore[return-value]
 
 
 def _request(columns: Resident | Queued, at: int, request: RequestId, tokens: int, now: float) -> Request:

@@ -93,9 +93,13 @@ def _parser() -> Parser:
     group.add_argument("--offline", action="store_true", default=None, help="every request is there at the start")
     group = parser.add_argument_group("your engine (default: the most that the log shows)")
     group.add_argument("--kv-blocks", metavar="N", type=SOME, help="blocks of KV memory, as the engine prints them")
-    group.add_argument("--block-size", metavar="N", type=SOME, help="tokens a block (default: 16)")
     group.add_argument("--max-members", metavar="N", type=SOME, help="requests that may decode together")
     group.add_argument("--max-tokens", metavar="N", type=SOME, help="tokens a step, prefill included")
+    group.add_argument("--block-size", metavar="N", type=SOME, help="tokens a block (default: 16)")
+    group.add_argument(
+        "--hardware", metavar="H", help="a GPU by name, as for compare: its KV blocks, members and tokens"
+    )
+    group.add_argument("--model", metavar="M", help="the model on it: a name, or the path of its config.json")
     group = parser.add_argument_group("result")
     group.add_argument("--json", metavar="FILE", help="also write everything as JSON (docs/advise.md)")
     group.add_argument("--costs", metavar="FILE", help="write the fitted costs, for an adapter or Hooks")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from attrs import asdict, field, frozen
+from attrs import asdict, frozen
 
 from ..adapters.step_log import read_step_log
 from ..cluster import Cluster, Device, KVLayout, Lane, Role
@@ -23,25 +23,27 @@ from ..metrics.bounds import work_seconds
 from ..outside import is_count, is_number, show
 from ..registry import policy as policy_named
 from ..workloads import Workload, read_trace
+from .build import build
 from .run import run
 from .settings import Progress, ProgressUpdate
-from .step_fit import Fit, Steps, fit
+from .step_fit import Fit, fit
+from .step_kinds import Steps
+from .verdict import DEFAULT, PLAIN, measure_next, ratios_of, verdict_of
 
-PLAIN, DEFAULT = "fcfs", "cost_aligned"
-SAME = 0.02  # ratios this near to 1 are no difference
+DEFAULT_MODEL = "llama-3.1-8b"  # as for compare
 ALTERNATIVES = 2  # surfaces simulated beside the chosen one, at most
 MATTERS = 0.02  # imbalance: a surface that differs by less changes no decision
 BATCHES = 64  # drawn from the trace, to see what imbalance would cost
 ANY_LENGTH = 1 << 40
 RUN_AHEAD = 1  # as vLLM's asynchronous scheduling, its default on GPUs
-Word = Literal["gains", "changes nothing", "loses", "mixed", "undecided"]
 
 
 @frozen(kw_only=True)
 class AdviseSettings:
     """What ``advise`` is told. What is not given about the engine is read off the log: the most it ever did at once.
 
-    ``kv_blocks`` of ``block_size`` tokens; ``max_members`` and ``max_tokens`` a step. At most one of ``load``,
+    ``kv_blocks`` of ``block_size`` tokens; ``max_members`` and ``max_tokens`` a step; or ``hardware`` and ``model``,
+    names as for ``compare``, from which these follow. At most one of ``load``,
     ``rate_scale`` and ``offline`` says how requests arrive; with none of them, as recorded. Raises ConfigError naming
     the field that is out of range.
     """
@@ -49,11 +51,13 @@ class AdviseSettings:
     trace: str
     steps: str
     format: str | None = None
-    limit: int | None = field(default=None)
+    limit: int | None = None
     kv_blocks: int | None = None
     block_size: int = 16
     max_members: int | None = None
     max_tokens: int | None = None
+    hardware: str | None = None
+    model: str | None = None
     load: float | None = None
     rate_scale: float | None = None
     offline: bool = False
@@ -69,6 +73,8 @@ class AdviseSettings:
                 raise ConfigError(f"{name} must be a finite number above 0, got {show(value)}")
         if sum((self.load is not None, self.rate_scale is not None, self.offline)) > 1:
             raise ConfigError("load, rate_scale and offline exclude each other: give one of them")
+        if self.model is not None and self.hardware is None:
+            raise ConfigError("model goes with hardware: together they say how many KV blocks there are")
 
 
 def advise(settings: AdviseSettings, progress: Progress | None = None) -> dict[str, Any]:
@@ -84,10 +90,10 @@ def advise(settings: AdviseSettings, progress: Progress | None = None) -> dict[s
     batches = _batches(found, workload, cluster)
     shares = [(costs, _imbalance(costs, batches)) for costs in found.allowed]
     others = [
-        {"costs": asdict(costs), "imbalance": share, **_ratios(_simulate(workload, cluster, costs, progress))}
+        {"costs": asdict(costs), "imbalance": share, **ratios_of(_simulate(workload, cluster, costs, progress))}
         for costs, share in _that_matter(shares, _imbalance(found.costs, batches))
     ]
-    verdict = _verdict(runs, others)
+    verdict = verdict_of(runs, others)
     return {
         "version": 1,
         "log": _log(found),
@@ -119,7 +125,7 @@ def advise(settings: AdviseSettings, progress: Progress | None = None) -> dict[s
         "runs": runs,
         "alternatives": others,
         "verdict": verdict,
-        "measure_next": _measure_next(found, runs, others, workload, cluster, load, verdict["word"]),
+        "measure_next": measure_next(found, runs, others, workload, cluster, load, verdict["word"]),
     }
 
 
@@ -158,6 +164,12 @@ def _engine(settings: AdviseSettings, found: Fit) -> tuple[Cluster, list[str]]:
         "max_tokens": found.most_tokens,
     }
     told = {name: getattr(settings, name) for name in seen}
+    if settings.hardware is not None:
+        model = settings.model or DEFAULT_MODEL
+        built = build(settings.hardware, model, topology="colocated", lanes=1, surface="gated", staging=False)
+        lane, tokens = built.cluster.lanes[0], built.cluster.devices[0].kv_blocks * built.cluster.layout.block_size
+        usual = {"kv_blocks": tokens // size, "max_members": lane.max_members, "max_tokens": lane.max_tokens}
+        told = {name: usual[name] if told[name] is None else told[name] for name in seen}
     use = {name: seen[name] if told[name] is None else told[name] for name in seen}
     cluster = Cluster(
         (Device("d0", Role.BOTH, use["kv_blocks"]),),
@@ -248,117 +260,3 @@ def _imbalance(costs: Costs, batches: Sequence[Load]) -> float:
     """The share of such steps' time that their imbalance costs."""
     whole = sum(map(costs.step_seconds, batches))
     return 1.0 - sum(map(costs.balanced_seconds, batches)) / whole if whole else 0.0
-
-
-# -- what it comes to
-
-
-def _ratios(runs: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """How many times better the default policy does than continuous batching; above 1 is better."""
-    plain, aligned = runs
-
-    def times(kind: str, part: str) -> float | None:
-        before, after = plain["latency_s"][kind][part], aligned["latency_s"][kind][part]
-        return before / after if before and after else None
-
-    rate = plain["throughput_tok_s"]
-    return {
-        "throughput": aligned["throughput_tok_s"] / rate if rate else None,
-        "e2e_mean": times("e2e", "mean"),
-        "tpot_mean": times("tpot", "mean"),
-        "ttft_p99": times("ttft", "p99"),
-        "itl_p99": times("itl", "p99"),
-    }
-
-
-def _word(ratios: dict[str, float | None]) -> Word:
-    """By throughput and mean time to the end: what a whole and what a client get."""
-    both = [ratio for ratio in (ratios["throughput"], ratios["e2e_mean"]) if ratio is not None]
-    up, down = max(both, default=1.0) >= 1.0 + SAME, min(both, default=1.0) <= 1.0 - SAME
-    return "mixed" if up and down else "gains" if up else "loses" if down else "changes nothing"
-
-
-def _verdict(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, Any]:
-    ratios = _ratios(runs)
-    word, told = _word(ratios), _told(ratios)
-    sentence = {
-        "gains": f"{DEFAULT} gains on your machine: {told}",
-        "changes nothing": f"{DEFAULT} changes nothing on your machine: {told}",
-        "loses": f"{DEFAULT} would lose on your machine, stay with {PLAIN}: {told}",
-        "mixed": f"{DEFAULT} gains and loses on your machine: {told}",
-    }[word]
-    differ = [other for other in others if _word(other) != word]
-    if differ:
-        surface = differ[0]["costs"]["surface"]
-        sentence = (
-            f"the log cannot tell whether it pays: as fitted, {DEFAULT} {word} ({told}); were the surface {surface}, "
-            f"which the log does not exclude, it {_word(differ[0])} ({_told(differ[0])})"
-        )
-        word = "undecided"
-    least, plain = runs[0]["bound_s"], runs[0]["simulated_s"]
-    sentence += f"; no scheduler could do this work in less than {least:,.0f} s, {PLAIN} takes {plain:,.0f} s"
-    return {"word": word, "sentence": sentence, **ratios}
-
-
-def _told(ratios: dict[str, Any]) -> str:
-    """The ratios in words; those of waiting only where they are worse."""
-    parts = [
-        f"{_times(ratios[name])} {words}"
-        for name, words in (("throughput", "the throughput"), ("e2e_mean", "as fast to the end on average"))
-        if ratios[name] is not None
-    ]
-    for name, words in (("ttft_p99", "time to first token"), ("itl_p99", "gap between tokens")):
-        ratio = ratios[name]
-        if ratio is not None and ratio < 0.9:
-            parts.append(f"but {_times(1 / ratio)} the 99th percentile of the {words}")
-    return ", ".join(parts)
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f} times"
-
-
-def _measure_next(
-    found: Fit, runs: list[dict[str, Any]], others: list[dict[str, Any]], workload: Workload, cluster: Cluster,
-    load: float | None, word: Word,
-) -> list[str]:  # fmt: skip
-    """What would make the answer surer, the most important first."""
-    advice = []
-    low, high = found.stretch
-    if word == "undecided":
-        advice.append(
-            f"log steps with unequal lengths at full batches (longest over mean was {low:.1f} to {high:.1f}): "
-            "one request of several thousand tokens among many short ones tells the surfaces apart"
-        )
-    if found.chosen.error > 0.1:
-        advice.append(
-            f"half of the steps are more than {100 * found.chosen.error:.0f} % off every surface: log the device's own "
-            "time of a step, and check that prefill tokens and members are those of the same step"
-        )
-    if found.with_prefill < 30:
-        advice.append("log steps with prefill, too: what a prompt token costs was assumed to be what a member costs")
-    if found.decode_only < 30:
-        advice.append("log steps without prefill, too: they show decoding alone")
-    longest = int((workload.prompt_tokens + workload.output_tokens).max())
-    if longest > 1.2 * found.longest:
-        advice.append(
-            f"the trace's longest request has {longest:,} tokens, the log's longest {found.longest:,}: log longer ones"
-        )
-    if cluster.lanes[0].max_members > 1.2 * found.most_members:
-        advice.append(
-            f"batches of up to {cluster.lanes[0].max_members} may run, the log's largest has {found.most_members}: "
-            "log larger ones"
-        )
-    if load is not None and load < 0.5:
-        advice.append(
-            f"the trace makes a load of {load:.2f}: with so little to do nothing can be gained; try --load 0.9 for "
-            "a busy hour"
-        )
-    rejected = runs[0]["requests"]["rejected"]
-    if rejected:
-        advice.append(
-            f"{rejected:,} requests are longer than the device's KV memory and were left out: give --kv-blocks"
-        )
-    if word in ("gains", "mixed"):
-        advice.append("run it: give the fitted costs (--costs FILE) to the adapter, and compare in the same hour")
-    return advice
