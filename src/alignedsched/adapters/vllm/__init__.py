@@ -24,4 +24,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        home = importlib.import_module(f".{_HOMES[name]}", __name__)
+    except ImportError:
+        WINDOW.check()  # another version of vLLM, or none, says more than what it lacks
+        raise
+    return getattr(home, name)

@@ -22,7 +22,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from ...errors import ConfigError
 from ...outside import is_number, show
+from . import WINDOW
 from .host_room import HostRoom, Pair, runs
+from .settings import settings_of
 
 GIB = 2**30
 
@@ -41,6 +43,7 @@ class HostConnector(KVConnectorBase_V1):  # type: ignore[misc]
     requires_kv_delivery = False  # nobody else waits for what it keeps
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        WINDOW.check(override=settings_of(vllm_config.additional_config).any_version)
         super().__init__(vllm_config, role, kv_cache_config)
         spec = _only_spec(kv_cache_config)
         group = kv_cache_config.kv_cache_groups[0]

@@ -51,9 +51,10 @@ class Aligned(_Base):  # type: ignore[misc]
     aligned_clock = staticmethod(time.monotonic)  # seconds
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        settings = settings_of(self.vllm_config.additional_config)
+        config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+        settings = settings_of(config.additional_config)
         WINDOW.check(override=settings.any_version)
+        super().__init__(*args, **kwargs)
         if self.lora_config:
             raise ConfigError("the alignedsched adapter for vLLM does not support LoRA: vLLM counts no parked adapters")
         self.aligned_settings = settings

@@ -8,9 +8,9 @@ from typing import Any
 
 from attrs import field, fields, frozen
 
-from ...costs import AffineCosts, Costs, TableCosts
+from ...costs import Costs, load_costs
 from ...errors import ConfigError
-from ...outside import is_count, read_json, show
+from ...outside import is_count, show
 from ...policies.protocols import Policy
 from ...registry import policy as policy_named
 
@@ -51,11 +51,7 @@ class Settings:
 
     def read_costs(self) -> Costs | None:
         """The surface, if there is a file of one. Raises ConfigError naming the file and what is wrong in it."""
-        if self.costs is None:
-            return None
-        content = read_json(self.costs)
-        table = isinstance(content, dict) and "sheets" in content
-        return TableCosts.load(self.costs) if table else AffineCosts.load(self.costs)
+        return None if self.costs is None else load_costs(self.costs)
 
 
 _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
