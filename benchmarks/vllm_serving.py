@@ -6,7 +6,8 @@ Needs vLLM (see `benchmarks.vllm_step_cost`). Two loads: ``even`` prompts, and `
 One engine serves each load under one scheduler after the other, round after round: vLLM's own; the default policy
 without a surface; with the surface fitted to a step log of the first rounds, as `alignedsched advise` fits it; with a
 ``padded`` one that this engine does not have (what a wrong surface costs); and three groups in turn, by force. Every
-round has to give the same tokens. Time is processor time of the engine's thread, the policy's clock too, because the
+round has to give the same tokens. A round lasts about a second, so the default policy looks for groups at every
+millisecond in place of every second. Time is processor time of the engine's thread, the policy's clock too, because the
 machine is shared; the figure is the median round's.
 """
 
@@ -24,11 +25,13 @@ from typing import Any
 
 from alignedsched.adapters.step_log import read_step_log
 from alignedsched.costs import AffineCosts
-from alignedsched.sim.step_fit import Fit, Steps, fit
+from alignedsched.sim.step_kinds import Steps
+from alignedsched.sim.step_fit import Fit, fit
 from tests.engines.models import tiny_llama
 from tests.engines.serve_once import QUIET, Job, engine, prompt
 
 RESULTS = Path(__file__).resolve().parent / "results" / "vllm_serving.json"
+QUICK = "tests.engines.rotation:grouping"
 PADDED = AffineCosts(t0=5e-4, per_row=1e-6, per_token=1e-7, surface="padded")
 
 
@@ -94,8 +97,8 @@ def measure(
     cases: dict[str, dict[str, Any] | None] = {
         "vLLM": None,
         "default, no surface": {},
-        "default, fitted surface": {"costs": str(folder / "fitted.json")},
-        "default, wrong (padded) surface": {"costs": str(folder / "padded.json")},
+        "default, fitted surface": {"policy": QUICK, "costs": str(folder / "fitted.json")},
+        "default, wrong (padded) surface": {"policy": QUICK, "costs": str(folder / "padded.json")},
         "three groups, by force": {"policy": "tests.engines.rotation:soft", "options": {"steps": 16}},
     }
     expected, _ = served.serve(*load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,11 @@ def test_what_cannot_be_is_refused_by_name(tiny_model: Path) -> None:
         make_scheduler(AlignedScheduler, tiny_model, host_blocks=0.5)
     with pytest.raises(ConfigError, match="does not support LoRA"):
         make_scheduler(AlignedScheduler, tiny_model, lora=True)
+
+
+def test_a_step_s_copies_reach_workers_in_other_processes() -> None:
+    copies = connector_module.HostCopies(out=[(5, 0), (7, 1)], back=[(9, 1)])
+    assert pickle.loads(pickle.dumps(copies)) == copies
 
 
 def test_another_version_is_refused_unless_its_user_insists(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,20 +58,12 @@ class HostConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     # -- scheduler side
 
-    def fits(self, request: str, tokens: int) -> bool:
-        """Whether the host has room for a request's first ``tokens``."""
-        return self.room.fits(request, tokens)
-
     def save(self, request: str, device: Sequence[int], tokens: int) -> bool:
         """A request's ``device`` blocks are about to be freed: keep ``tokens`` of it. False if there is no room."""
         if not self.room.fits(request, tokens):
             return False
         self._copies.out += self.room.save(request, device, tokens)
         return True
-
-    def saved(self, request: str) -> int:
-        """Tokens of a request that the host holds."""
-        return self.room.saved(request)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         """Tokens the host has beyond those in the device's prefix cache; the last is always computed."""

@@ -203,29 +203,29 @@ class Aligned(_Base):  # type: ignore[misc]
 
     def _aligned_leave(self, names: Iterable[str]) -> None:
         """Hard parks, of those that sit out and have no step under way; for the others there is another time."""
-        requests = [self.requests[name] for name in names]
-        going = [request for request in requests if self._aligned_may_leave(request)]
-        self.aligned_again = len(going) < len(requests)
-        if not going:
-            return
-        self.running = remove_all(self.running, set(going))
+        gone: set[Any] = set()
         waiting, self.waiting = self.waiting, self.aligned_held
         try:
-            for request in going:
-                self._preempt_request(request, self.aligned_clock())
+            for request in map(self.requests.__getitem__, names):
+                if self._aligned_may_leave(request):  # asked one by one: each takes room in the host
+                    self._preempt_request(request, self.aligned_clock())
+                    gone.add(request)
+                else:
+                    self.aligned_again = True
         finally:
             self.waiting = waiting
-        self.aligned_counts["to_host"] += len(going)
+        self.running = remove_all(self.running, gone)
+        self.aligned_counts["to_host"] += len(gone)
 
     def _aligned_may_leave(self, request: Any) -> bool:
-        name = request.request_id
-        held_by_vllm = request.resumable or request.skip_reading_prefix_cache  # sessions; prompts scored once more
+        name, host = request.request_id, self.aligned_host
         return (
-            name in self.aligned_sitting
+            host is not None
+            and name in self.aligned_sitting
             and not request.num_in_flight_tokens
-            and not held_by_vllm
-            and self.aligned_host is not None
-            and self.aligned_host.room.fits(name, request.num_computed_tokens)
+            and not request.resumable  # a session, whose KV vLLM itself keeps between turns
+            and not request.skip_reading_prefix_cache  # its prompt would be computed again to be scored
+            and host.room.fits(name, request.num_computed_tokens)
         )
 
     def _aligned_back(self, request: Any) -> None:
@@ -246,7 +246,7 @@ class Aligned(_Base):  # type: ignore[misc]
     def _aligned_save(self, request: Any) -> bool:
         """Keep in the host what a request has computed, steps under way not counted. False if nothing is kept."""
         host, tokens = self.aligned_host, request.num_computed_tokens - request.num_in_flight_tokens
-        if host is None or tokens <= 0:
+        if host is None or tokens <= 0 or request.resumable:
             return False
         return bool(host.save(request.request_id, self.kv_cache_manager.get_block_ids(request.request_id)[0], tokens))
 
