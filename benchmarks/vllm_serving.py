@@ -25,8 +25,8 @@ from typing import Any
 
 from alignedsched.adapters.step_log import read_step_log
 from alignedsched.costs import AffineCosts
-from alignedsched.sim.step_kinds import Steps
 from alignedsched.sim.step_fit import Fit, fit
+from alignedsched.sim.step_kinds import Steps
 from tests.engines.models import tiny_llama
 from tests.engines.serve_once import QUIET, Job, engine, prompt
 
