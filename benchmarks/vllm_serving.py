@@ -104,9 +104,11 @@ def measure(
     expected, _ = served.serve(*load)
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     parked = dict.fromkeys(cases, 0)
+    order = list(cases)
     for _ in range(rounds):
-        for name, settings in cases.items():
-            scheduler = served.use(settings)
+        order.append(order.pop(0))  # nobody always follows the same one
+        for name in order:
+            scheduler = served.use(cases[name])
             tokens, took = served.serve(*load)
             if tokens != expected:
                 raise SystemExit(f"{name}: other tokens than vLLM's own")
