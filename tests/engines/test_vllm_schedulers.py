@@ -112,6 +112,18 @@ def test_parks_under_pressure_with_a_small_host_and_shared_prefixes(base: str, s
 
 
 @each_base
+def test_whom_vllm_preempts_comes_back_without_a_second_prefill(base: str, tiny_model: Path) -> None:
+    """Plain ``fcfs`` and too few blocks: vLLM alone computes much twice, with the connector next to nothing."""
+    load = requests()
+    ample, _ = run(base, False, tiny_model, load)
+    alone, _ = run(base, False, tiny_model, load, blocks=120)
+    ours, scheduler = run(base, True, tiny_model, load, settings={"policy": "fcfs"}, blocks=120, host_blocks=2000)
+    assert alone.computed > 1.05 * ample.computed
+    assert scheduler.connector.copied_back > 0
+    assert ours.computed <= ample.computed * (1 if base == "sync" else 1.02)  # the token under way is made again
+
+
+@each_base
 def test_prefix_caching_serves_returns(base: str, tiny_model: Path) -> None:
     """Blocks that nobody has overwritten yet are found in the device, and not copied back."""
     load = requests()
