@@ -33,19 +33,17 @@ def tiny_llama(folder: Path, *, positions: int = 4096) -> Path:
     return folder
 
 
-def hub_names(folder: Path) -> Path:
-    """Folders for the hub names of vLLM's scheduler tests, and the file that maps names to them."""
-    llama = tiny_llama(folder / "llama", positions=32768)
-    opt = folder / "opt"
-    opt.mkdir(parents=True, exist_ok=True)
+def hub_names(root: Path) -> None:
+    """Folders called as the hub calls the models of vLLM's scheduler tests, for tests that run in ``root``."""
+    llama = tiny_llama(root / "tiny-llama", positions=32768)
+    opt = root / "opt"
+    opt.mkdir(exist_ok=True)
     (opt / "config.json").write_text(json.dumps(OPT))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (llama / name).exists():
-            (opt / name).write_text((llama / name).read_text())
+    (opt / "tokenizer.json").write_text((llama / "tokenizer.json").read_text())
     names = dict.fromkeys(("facebook/opt-125m", "facebook/opt-350m"), opt)
     names |= dict.fromkeys(
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-VL-3B-Instruct", "hmellor/tiny-random-LlamaForCausalLM"), llama
     )
-    redirect = folder / "redirect.json"
-    redirect.write_text(json.dumps({name: str(path) for name, path in names.items()}))
-    return redirect
+    for name, folder in names.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).symlink_to(folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -43,11 +44,12 @@ def unpack(sdist: Path, work: Path) -> Path:
     with tarfile.open(sdist) as archive:
         root = archive.getnames()[0].split("/")[0]
         wanted = [m for m in archive if m.name.startswith(f"{root}/tests/") or m.name == f"{root}/pyproject.toml"]
+        shutil.rmtree(work / root, ignore_errors=True)
         archive.extractall(work, wanted, filter="data")
     return work / root
 
 
-def outcomes(root: Path, redirect: Path, tests: list[str], *, ours: bool) -> dict[str, bool | None]:
+def outcomes(root: Path, tests: list[str], *, ours: bool) -> dict[str, bool | None]:
     """Run tests; whether each passed, None where it was skipped."""
     report = root / "report.xml"
     report.unlink(missing_ok=True)
@@ -57,7 +59,6 @@ def outcomes(root: Path, redirect: Path, tests: list[str], *, ours: bool) -> dic
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_MODEL_REDIRECT_PATH": str(redirect),
         "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", f"--junitxml={report}"]
@@ -82,10 +83,10 @@ def main() -> int:
     options = parser.parse_args()
     sdist = options.sdist if options.sdist.is_file() else next(options.sdist.glob("vllm-*.tar.gz"))
     root = unpack(sdist, options.work.resolve())
-    redirect = hub_names(options.work.resolve() / "models")
-    with_ours = outcomes(root, redirect, [f"tests/v1/core/{name}" for name in FILES], ours=True)
+    hub_names(root)
+    with_ours = outcomes(root, [f"tests/v1/core/{name}" for name in FILES], ours=True)
     failed = [test for test, passed in with_ours.items() if passed is False]
-    with_vllms = outcomes(root, redirect, failed, ours=False) if failed else {}
+    with_vllms = outcomes(root, failed, ours=False) if failed else {}
     lost = [test for test in failed if with_vllms.get(test) is not False and test not in EXCEPTIONS]
     excepted = [test for test in failed if test in EXCEPTIONS and with_vllms.get(test) is not False]
     passed = sum(1 for outcome in with_ours.values() if outcome)
