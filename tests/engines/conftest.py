@@ -16,7 +16,6 @@ QUIET = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
-os.environ.update(QUIET)  # before anything imports vllm
 
 
 def _missing() -> bool:
@@ -30,6 +29,8 @@ def _missing() -> bool:
 
 
 MISSING = _missing()
+if not MISSING:
+    os.environ.update(QUIET)  # before anything imports vllm
 
 
 class Absent(pytest.Module):
