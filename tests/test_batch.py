@@ -89,6 +89,7 @@ def test_closed_forms_equal_a_token_by_token_account(block_size: int, history: l
 def test_blocks_of_any_later_step_are_known_now(block_size: int, history: list[Move], later: int) -> None:
     batch, naive = play(block_size, history)
     assert batch.blocks(naive.step + later) == naive.blocks_later(later)
+    assert batch.growth(naive.step + later) == naive.blocks_later(later) - naive.blocks_later(later - 1)
 
 
 @given(st.integers(1, 17), histories, st.integers(0, 80), st.integers(0, 90), st.sampled_from((-1, 0, 0, 1)))

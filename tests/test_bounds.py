@@ -145,6 +145,7 @@ AFFINE = st.builds(
     surface=st.sampled_from(SURFACES),
     gate=st.sampled_from([1.0, 2.0]),
     per_pair=st.sampled_from([0.0, 0.125]),
+    per_prompt=st.sampled_from([0.0, 0.25]),
 )
 TINY = st.tuples(st.sampled_from([0.0, 0.0, 1.5, 4.0, 20.0]), st.integers(1, 2), st.integers(1, 3))
 

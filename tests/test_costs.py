@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +23,7 @@ from alignedsched.costs import (
     lane_balanced_seconds,
     lane_finishing_times,
     lane_seconds,
+    load_costs,
 )
 from alignedsched.errors import CallerError, ConfigError
 from alignedsched.hardware import Host, gpu_named
@@ -288,3 +292,44 @@ def test_wrong_choices_are_refused_by_name() -> None:
         model_costs("gated", parallel=16)
     with pytest.raises(ConfigError, match="a100 has no fit for weight_dtype 'fp8'"):
         ModelCosts(gpu_named("a100"), model_named("llama-3.1-8b").with_dtypes("fp8"))
+
+
+def test_affine_costs_charge_prompt_tokens_beyond_their_rows() -> None:
+    costs = AffineCosts(1.0, 0.5, 0.25, per_pair=0.125, per_prompt=0.25)
+    assert costs.step_seconds(Load(2, 10, 6, ((0, 4),))) == 1.0 + 0.5 * 6 + 0.25 * 10 + 0.125 * 10 + 0.25 * 4
+    assert evolve(costs, per_prompt=0.0).step_seconds(Load(2, 10, 6)) == costs.step_seconds(Load(2, 10, 6))
+
+
+@pytest.mark.parametrize(
+    "costs", [affine("gated"), evolve(affine("padded"), per_prompt=-1e-6)], ids=["gated", "padded"]
+)
+def test_affine_costs_that_were_saved_are_loaded(tmp_path: Path, costs: AffineCosts) -> None:
+    costs.save(tmp_path / "costs.json")
+    assert load_costs(tmp_path / "costs.json") == costs
+
+
+def test_load_costs_reads_tables_too(tmp_path: Path) -> None:
+    points = [(n, n * mean, mean * n, n * mean * 1e-6) for n in (1, 2) for mean in (10, 20)]
+    points += [(n, n * mean, mean, n * mean * 1e-6) for n in (1, 2) for mean in (10, 20)]
+    table = TableCosts.from_points(points)
+    table.save(tmp_path / "costs.json")
+    assert isinstance(load_costs(tmp_path / "costs.json"), TableCosts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "costs.json: format must be 'alignedsched-"),
+        ({"version": 2}, "costs.json: version must be 1, got 2"),
+        ({"t0": -1.0}, "costs.json: t0 must be a finite number of at least 0, got -1.0"),
+        ({"gate": None}, "costs.json: gate must be a finite number"),
+        ({"per_prompt": "much"}, "costs.json: per_prompt must be a finite number, got 'much'"),
+        ({"surface": "round"}, "costs.json: surface must be one of balanced, gated"),
+    ],
+)
+def test_affine_costs_in_a_wrong_file_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "costs.json"
+    affine("gated").save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigError, match=message):
+        load_costs(path)

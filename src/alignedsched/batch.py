@@ -136,6 +136,10 @@ class RunningBatch:
         self._blocks_step, self._blocks = step, blocks
         return blocks
 
+    def growth(self, step: int) -> int:
+        """Blocks that ``step`` adds: of members whose KV fills its blocks exactly before it. O(1)."""
+        return self._phases[(1 - step) % self._block_size]
+
     def last_step_within(self, blocks: int, start: int, most: int) -> int:
         """The last of steps ``start`` to ``start + most - 1`` whose KV fits in ``blocks``; ``start - 1`` if none does.
 

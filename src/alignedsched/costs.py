@@ -7,16 +7,22 @@ as measured), ``padded`` with members times the longest. `docs/costs.md` explain
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from attrs import field, frozen
+from attrs import asdict, field, fields, frozen
 
 from .arrays import FloatArray
 from .cost_model import ModelCosts
 from .cost_sheet import Curve, Sheet
 from .cost_table import Prefill, TableCosts
+from .errors import ConfigError
 from .load import SURFACES, Costs, Load, check_surface, check_uniform
+from .outside import is_number, read_json, show
 
 __all__ = [
     "SURFACES",
@@ -31,7 +37,11 @@ __all__ = [
     "lane_balanced_seconds",
     "lane_finishing_times",
     "lane_seconds",
+    "load_costs",
 ]
+
+
+FORMAT, VERSION = "alignedsched-affine-costs", 1
 
 
 def lane_seconds(costs: Costs, loads: Sequence[Load]) -> float:
@@ -85,7 +95,8 @@ class AffineCosts:
 
     Attention is ``d·total`` (balanced), ``max(d·total, s·longest)`` (unsplit, and gated from ``gate`` members on) or
     ``d·n·longest`` (padded), with d = ``per_token`` and s = ``longest_per_token``; a chunk pays ``per_pair`` for each
-    context token that one of its tokens reads. Rows are members plus chunk tokens. Seconds throughout.
+    context token that one of its tokens reads, and ``per_prompt`` for each token, beyond its row (below 0 where a
+    member costs more than that). Rows are members plus chunk tokens. Seconds throughout.
     """
 
     t0: float
@@ -95,6 +106,7 @@ class AffineCosts:
     surface: str = field(default="balanced", validator=check_surface)
     gate: float = 0.0
     per_pair: float = 0.0
+    per_prompt: float = 0.0
 
     def step_seconds(self, load: Load) -> float:
         """See Costs. O(chunks)."""
@@ -107,12 +119,13 @@ class AffineCosts:
     def _seconds(self, load: Load, surface: str) -> float:
         if not (load.n or load.chunks):
             return 0.0
-        rows = load.n + sum(end - start for start, end in load.chunks)
+        prompt = sum(end - start for start, end in load.chunks)
         pairs = sum((end - start) * (start + end + 1) / 2 for start, end in load.chunks)
         attention = self.per_token * (load.n * load.longest if surface == "padded" else load.total)
         if surface == "unsplit" or (surface == "gated" and load.n >= self.gate):
             attention = max(attention, self.longest_per_token * load.longest)
-        return self.t0 + self.per_row * rows + attention + self.per_pair * pairs
+        rows = self.per_row * (load.n + prompt) + self.per_prompt * prompt
+        return self.t0 + rows + attention + self.per_pair * pairs
 
     def finishing_times(self, load: Load, steps: int) -> FloatArray:
         """See Costs. O(steps)."""
@@ -125,3 +138,36 @@ class AffineCosts:
         if self.surface == "unsplit" or (self.surface == "gated" and load.n >= self.gate):
             np.maximum(attention, self.longest_per_token * (load.longest + ahead), out=attention)
         return np.cumsum(attention + (self.t0 + self.per_row * load.n))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the costs as a versioned JSON file."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AffineCosts:
+        """Read what ``save`` wrote. Raises ConfigError naming the file and the field that is wrong."""
+        where, content = os.fspath(path), read_json(path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ConfigError(f"{where}: format must be {FORMAT!r}")
+        if content.get("version") != VERSION:
+            raise ConfigError(f"{where}: version must be {VERSION}, got {show(content.get('version'))}")
+        numbers = {}
+        for name in (f.name for f in fields(cls) if f.name != "surface"):
+            value = content.get(name)
+            least = "" if name == "per_prompt" else " of at least 0"
+            if not is_number(value, 0.0 if least else -math.inf):
+                raise ConfigError(f"{where}: {name} must be a finite number{least}, got {show(value)}")
+            numbers[name] = float(value)
+        if content.get("surface") not in SURFACES:
+            raise ConfigError(
+                f"{where}: surface must be one of {', '.join(SURFACES)}, got {show(content.get('surface'))}"
+            )
+        return cls(surface=str(content["surface"]), **numbers)
+
+
+def load_costs(path: str | os.PathLike[str]) -> AffineCosts | TableCosts:
+    """Read costs that were saved, of either kind. Raises ConfigError naming the file and what is wrong with it."""
+    content = read_json(path)
+    affine = isinstance(content, dict) and content.get("format") == FORMAT
+    return AffineCosts.load(path) if affine else TableCosts.load(path)

@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None, *, compare: Compare | None = None) -
             from .explain import run_explain
 
             return run_explain(arguments[1:])
+        if arguments and arguments[0] == "advise":
+            from .advise import run_advise
+
+            return run_advise(arguments[1:])
         from .run import run_compare
 
         run_compare(parse(arguments), compare)

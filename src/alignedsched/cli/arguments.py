@@ -13,12 +13,13 @@ from ..load import SURFACES
 from ..outside import is_number
 from ..sim.settings import DEFAULT_LOAD, DEFAULT_POLICIES, TOPOLOGIES
 
-COMMANDS = ("compare", "replay", "explain")
+COMMANDS = ("compare", "advise", "replay", "explain")
 DESCRIPTION = """\
 Decide which LLM requests decode together, and see what it costs and wins.
 
 Commands:
   compare   run scheduling policies on the same workload over a modelled cluster
+  advise    tell whether it pays on your machine, from a log of your engine's steps and a trace
   replay    make the recorded decisions of a run again, and report the first that differs
   explain   tell why a request waited, what a batch was, what was where at a time
 
@@ -78,9 +79,9 @@ def _number(convert: Callable[[str], float], least: float, words: str, above: bo
     return read
 
 
-_SOME = _number(int, 1, "a whole number of at least 1", above=False)
+SOME = _number(int, 1, "a whole number of at least 1", above=False)
 _SEED = _number(int, 0, "a whole number of at least 0", above=False)
-_POSITIVE = _number(float, 0, "a finite number above 0", above=True)
+POSITIVE = _number(float, 0, "a finite number above 0", above=True)
 
 
 def _version() -> str:
@@ -95,8 +96,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workload", metavar="NAME", help="a built-in workload, synthesised: needs no file")
     group.add_argument("--trace", metavar="FILE", help="a trace file, plain or gzip")
     group.add_argument("--format", metavar="F", help="the trace's form, where it is not recognised by itself")
-    group.add_argument("--requests", metavar="N", type=_SOME, help="how many requests to synthesise for --workload")
-    group.add_argument("--limit", metavar="N", type=_SOME, help="take only the first N requests")
+    group.add_argument("--requests", metavar="N", type=SOME, help="how many requests to synthesise for --workload")
+    group.add_argument("--limit", metavar="N", type=SOME, help="take only the first N requests")
     group.add_argument("--seed", metavar="N", type=_SEED, help="seed of everything that is drawn (default: 0)")
     group.add_argument(
         "--skip-bad-rows", metavar="FILE", help="put a trace's bad rows into FILE and go on, instead of stopping"
@@ -106,10 +107,10 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("how requests arrive (at most one)")
     group.add_argument(
-        "--load", metavar="F", type=_POSITIVE, help=f"scale arrivals to this load, see below (default: {DEFAULT_LOAD})"
+        "--load", metavar="F", type=POSITIVE, help=f"scale arrivals to this load, see below (default: {DEFAULT_LOAD})"
     )
     group.add_argument(
-        "--rate-scale", metavar="X", type=_POSITIVE, help="arrivals X times as fast as recorded (1: as recorded)"
+        "--rate-scale", metavar="X", type=POSITIVE, help="arrivals X times as fast as recorded (1: as recorded)"
     )
     group.add_argument("--offline", action="store_true", default=None, help="every request is there at the start")
 
@@ -138,11 +139,11 @@ def _add_system(parser: argparse.ArgumentParser) -> None:
         metavar="{" + ",".join(TOPOLOGIES) + "}",
         help="prefill and decode on the same GPUs, or on separate ones (default: colocated)",
     )
-    group.add_argument("--lanes", metavar="N", type=_SOME, help="GPUs or groups that decode (default: 1)")
+    group.add_argument("--lanes", metavar="N", type=SOME, help="GPUs or groups that decode (default: 1)")
     group.add_argument(
         "--ranks",
         metavar="N",
-        type=_SOME,
+        type=SOME,
         help="GPUs or groups of each decoding lane that step together: data-parallel attention (default: 1)",
     )
     group.add_argument(

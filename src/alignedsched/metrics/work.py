@@ -107,7 +107,9 @@ def terms_of(costs: Costs, most_rows: int) -> Terms:
         ends = np.unique([1, most_rows]).astype(np.float64)
         rows = Envelope(ends, costs.t0 + costs.per_row * ends)
         none = Envelope(ends, np.zeros(len(ends)))
-        return Terms(rows, none, per_token=costs.per_token, per_pair=costs.per_pair, half_pair=1.0)
+        return Terms(
+            rows, none, per_token=costs.per_token, per_prompt=costs.per_prompt, per_pair=costs.per_pair, half_pair=1.0
+        )
     if isinstance(costs, ModelCosts):
         return _model_terms(costs, most_rows)
     if isinstance(costs, TableCosts):
