@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 PURE = [path for path in SOURCES if "alignedsched" in path.relative_to(ROOT / "src").parts]
 BASE = {"attr", "attrs", "sortedcontainers", "numpy"}
-OPTIONAL = {"rich", "matplotlib", "hypothesis"}  # of the extras; imported late, where they are used
+OPTIONAL = {"rich", "matplotlib", "hypothesis", "transformers"}  # of the extras; imported late, where they are used
+ENGINES = {"transformers_scheduler.py": {"transformers"}}  # files that only their engine imports
 # The simulated executor gets plans and gives events: what it may know of us is what any executor may.
 EXECUTOR = [
     path for path in PURE if path.parent.name == "sim" and path.stem in {"executor", "lane", "links", "segment"}
@@ -90,7 +91,8 @@ def test_pure_files_import_what_the_base_install_brings(path: Path) -> None:
     needs_extra = "testing" in path.parts  # the extra `testing` is about hypothesis
     own = {"pytest"} if path.name == "pytest_checks.py" else {"vllm"} if needs_vllm(name_of(path)) else set()
     for top, at_import in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
-        allowed = BASE | {"alignedsched"} | (set() if at_import and not needs_extra else OPTIONAL)
+        engine = ENGINES.get(path.name, set())
+        allowed = BASE | {"alignedsched"} | engine | (set() if at_import and not needs_extra else OPTIONAL)
         assert top in sys.stdlib_module_names or top in allowed | own, f"imports {top}"
 
 
