@@ -59,6 +59,10 @@ class Correction:
             attention = max(attention, self.longest * parts.longest)
         return self.base * parts.base + self.prefill * parts.prefill + attention
 
+    def balanced(self, parts: Parts) -> float:
+        """The same step's if imbalance cost nothing. O(1)."""
+        return self.base * parts.base + self.prefill * parts.prefill + self.even * parts.even
+
     @property
     def surface(self) -> str:
         """The name of the corrected surface."""
@@ -119,8 +123,8 @@ class BelievedCosts:
             base = self._base[n] = published.balanced_seconds(Load(n, n, min(n, 1)))
         beside = published.balanced_seconds(Load(n, n, min(n, 1), load.chunks)) if load.chunks else base
         even = max(0.0, published.balanced_seconds(load) - beside)
-        padded = max(even, self.padded_seconds(load) - beside) if padded else even
-        return Parts(n, load.longest, base, even, padded, max(0.0, beside - base))
+        uneven = max(even, self.padded_seconds(load) - beside) if padded else even
+        return Parts(n, load.longest, base, even, uneven, max(0.0, beside - base))
 
     def padded_seconds(self, load: Load) -> float:
         """The published balanced step if every member were as long as the longest."""
@@ -134,9 +138,7 @@ class BelievedCosts:
         """See Costs."""
         if not (load.n or load.chunks):
             return 0.0
-        parts = self.parts(load, padded=False)
-        c = self.correction
-        return c.base * parts.base + c.prefill * parts.prefill + c.even * parts.even
+        return self.correction.balanced(self.parts(load, padded=False))
 
     def finishing_times(self, load: Load, steps: int) -> FloatArray:
         """See Costs. O(steps), one at a time."""

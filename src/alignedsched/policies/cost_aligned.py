@@ -176,7 +176,8 @@ class CostAligned:
         elif view.step < turn.until and len(batch) and (urgent is None or turn.holds(urgent)):
             return lane
         lengths = sorted([*(batch.context_length(member) for member in batch), *map(pool.length, view.resident)])
-        after = next_turn(costs, lengths, turn, view.step, now, self.rounds, urgent)
+        curious = self._fit is not None and self._fit.curious
+        after = next_turn(costs, lengths, turn, view.step, now, self.rounds, urgent, curious)
         if after is not None and len(lengths) * _growth(view, after) > view.ranks[0].free:
             after = None  # whoever sits out must find a block when its turn comes
         return LaneMemory(after, now, after is None and (turn is not None or lane.returning))
