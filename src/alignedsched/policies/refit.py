@@ -19,9 +19,10 @@ CLIP = 4.0  # a fact further off than this factor from what is believed counts a
 GOOD = 0.012  # median error (of the logarithm) that is good enough
 NEARLY_ALL = 0.9  # of the facts
 FAR_OFF, FAR_OUT = 4.0, 16.0  # times as far off as what is good enough, or usual: not explained; not a little
-TELLING = 1.25  # a step believed to take so many times what it would if balanced tells the surfaces apart
+TELLING = 1.1  # a step believed to take so many times what it would if balanced tells the surfaces apart
 CLEAR = 3.0  # a fact of less doubt is clear enough to begin from
 _CHUNK_DOUBT = 0.1  # how far off the price of a chunk may be (relative) while its factor is right
+STEPS, FEW_STEPS = 12, 3  # of a descent, and of one that only shows whether it is worth a whole one
 _PRIOR = 2e-5  # pull towards the published factors, per fact
 _MOST = math.log(CLIP)
 _BETTER = 0.8  # another kind of surface must explain the facts so much better
@@ -105,8 +106,8 @@ def refit(now: Correction, told: Correction, facts: Sequence[Fact], weights: Seq
 
     best = min((_descend(start, told, facts, weights, width) for start in (now, told)), key=loss)
     if not explains(best, facts, weights):
-        others = [_descend(start, told, facts, weights, width) for start in _starts(best, told, facts)]
-        other = min(others, key=loss)
+        others = [_descend(start, told, facts, weights, width, FEW_STEPS) for start in _starts(best, told, facts)]
+        other = _descend(min(others, key=loss), told, facts, weights, width)
         gates = sorted({fact.parts.n for fact in facts if fact.doubt < CLEAR}) if 1 < other.gate < math.inf else ()
         other = min((other, *(evolve(other, gate=float(gate)) for gate in gates)), key=loss)
         if loss(other) < _BETTER * loss(best):
@@ -136,11 +137,16 @@ def _starts(best: Correction, told: Correction, facts: Sequence[Fact]) -> Iterab
 
 
 def _descend(
-    c: Correction, told: Correction, facts: Sequence[Fact], weights: Sequence[float], width: float
+    c: Correction,
+    told: Correction,
+    facts: Sequence[Fact],
+    weights: Sequence[float],
+    width: float,
+    steps: int = STEPS,
 ) -> Correction:
     """Gauss-Newton in the logarithms of the four factors, with Huber's weights; only ever downhill. O(facts)."""
     least = _loss(c, told, facts, weights, width)
-    for _ in range(12):
+    for _ in range(steps):
         step = _solve(*_normal(c, told, facts, weights, width))
         for share in (1.0, 0.3, 0.1):
             base, even, longest, prefill = (math.exp(max(-1.5, min(1.5, share * s))) for s in step)
