@@ -26,7 +26,7 @@ from alignedsched.sim.build import build
 from alignedsched.sim.run import RunResult, run
 from alignedsched.views import from_columns
 from alignedsched.workloads import Workload, workload
-from benchmarks.sitting import GATED, SURFACES, WAIT_S, lived, random_workload, small_cluster, watched
+from benchmarks.sitting import GATED, SURFACES, WAIT_S, lived, one, random_workload, small_cluster, watched
 
 
 def plans(workload: Workload, cluster: Cluster, costs: Costs, policy: Policy) -> tuple[list[str], RunResult]:
@@ -132,6 +132,11 @@ def test_every_request_ends_and_none_sits_out_twice_without_a_token_between(seed
 def test_nobody_who_has_begun_sits_out_for_longer_than_allowed(seed: int, surface: str) -> None:
     """``python -m benchmarks.sitting`` looks at many more."""
     assert lived(seed, surface, WAIT_S).longest <= WAIT_S
+
+
+def test_a_turn_whose_steps_are_slower_than_foreseen_ends_in_time() -> None:
+    """Nothing else happens during the turn: nobody would look before it is over, had the policy not asked for it."""
+    assert 0.4 * WAIT_S < one(1592).longest <= WAIT_S
 
 
 def test_the_runs_of_these_properties_do_have_turns() -> None:

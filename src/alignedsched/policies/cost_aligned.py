@@ -131,9 +131,16 @@ class CostAligned:
         return Composition(
             joins=list(self._plain.from_pool(view, view.ranks, seats, waiting, keeps)),
             parks=parks,
-            wake_at=None if turn is None else turn.wake_at(view.step, view.now),
+            wake_at=None if turn is None else self._wake_at(view, turn),
             why="a group's turn" if turn is not None else "who sat out, then the next of the wave",
         )
+
+    def _wake_at(self, view: LaneView, turn: Turn) -> float:
+        """When the turn should be over, or somebody will have sat out for half of what is allowed: steps may be slow."""
+        out = (view.entry(request).since for request in view.resident if not turn.holds(view.pool.length(request)))
+        since = next(out, view.now)  # who is sent out now, if nobody is out
+        overdue = max(view.now + turn.pace, since + self.rounds.longest_wait / 2)
+        return min(turn.wake_at(view.step, view.now), overdue)
 
     @staticmethod
     def _waiting(view: LaneView, wave: Wave | None) -> Iterator[RequestId]:
