@@ -136,7 +136,7 @@ class CostAligned:
         )
 
     def _wake_at(self, view: LaneView, turn: Turn) -> float:
-        """When the turn should be over, or somebody will have sat out for half of what is allowed: steps may be slow."""
+        """When the turn should be over, or, if its steps are slow, somebody has sat out for half of what is allowed."""
         out = (view.entry(request).since for request in view.resident if not turn.holds(view.pool.length(request)))
         since = next(out, view.now)  # who is sent out now, if nobody is out
         overdue = max(view.now + turn.pace, since + self.rounds.longest_wait / 2)
