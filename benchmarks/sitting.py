@@ -128,10 +128,12 @@ class Sitting:
 def lived(seed: int, surface: str, wait_s: float | None, n: int = 50, long_share: float = 0.15) -> Sitting:
     """One random run: any room, rate and cut of the cluster."""
     rng = Random(seed)
+    blocks = rng.randint(90, 400)
     cluster = small_cluster(
-        rng.randint(90, 400), seats=rng.choice((4, 16, 64)), tokens=rng.choice((64, 512)), apart=rng.random() < 0.4
+        blocks, seats=rng.choice((4, 16, 64)), tokens=rng.choice((64, 512)), apart=rng.random() < 0.4
     )
     load = random_workload(seed, n, rng.choice((400, 1200)), rng.choice((3.0, 30.0, 1e6)), long_share)
+    load, _ = load.clamped(16 * (blocks - 1))  # who does not fit even alone would fail
     policy = cost_aligned(
         wait_s=wait_s, rounds=RoundSettings(round_s=rng.choice((0.05, 1.0, 20.0)), most=rng.choice((8, 64, 512)))
     )

@@ -220,7 +220,7 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             about = {"workload": name, "surface": surface, "setting": setting.name}
             best = setting.told(plain, plain)
             for what, true, told in wrong(plain, costs, setting.name == "rounds"):
-                mark = best if true is plain else setting.told(true, true)
+                mark = best if true is plain else setting.told(true, true, refit=False)
                 yield about | {"told": what} | row(setting, mark, true, told)
 
 
