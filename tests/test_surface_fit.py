@@ -114,6 +114,17 @@ def test_a_gate_elsewhere_is_found() -> None:
     assert error(fit.costs(told), true) < 0.02
 
 
+def test_of_the_gates_that_explain_what_was_seen_the_highest_is_believed() -> None:
+    """Whoever believes in it runs groups below it, and sees whether they are fast; a lower one would never be tried."""
+    true, told = affine("gated", gate=20), affine("balanced")
+    fit = SurfaceFit()
+    fit.costs(told)
+    for n in range(150, 50, -1):
+        for load in (Load(n, n * 500, 600), Load(n, n * 500 + 60_000, 60_000)):
+            fit.stepped(Stepped("lane", (load,), 1, true.step_seconds(load)))
+    assert 50 <= fit.correction.gate <= 60
+
+
 def test_a_model_with_other_factors_is_found() -> None:
     told = build("h100", "llama-3.1-8b", topology="colocated", lanes=1, surface="gated", staging=False).costs
     true = BelievedCosts(told, Correction(1.2, 4.0, 3.0 * published_correction(told).longest, 20.0))

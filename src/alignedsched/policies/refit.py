@@ -108,8 +108,11 @@ def refit(now: Correction, told: Correction, facts: Sequence[Fact], weights: Seq
     if not explains(best, facts, weights):
         others = [_descend(start, told, facts, weights, width, FEW_STEPS) for start in _starts(best, told, facts)]
         other = _descend(min(others, key=loss), told, facts, weights, width)
-        gates = sorted({fact.parts.n for fact in facts if fact.doubt < CLEAR}) if 1 < other.gate < math.inf else ()
-        other = min((other, *(evolve(other, gate=float(gate)) for gate in gates)), key=loss)
+        if not math.isinf(other.gate):
+            seen = sorted({fact.parts.n for fact in facts if fact.doubt < CLEAR}, reverse=True)
+            gated = [*(evolve(other, gate=float(gate)) for gate in (told.gate, *seen)), other]
+            near = min(map(loss, gated)) + GOOD * GOOD * sum(weights) / 2
+            other = next(each for each in gated if loss(each) <= near)  # the highest, as running fewer would tell
         if loss(other) < _BETTER * loss(best):
             best = other
     if loss(told) <= 1.05 * loss(best):
