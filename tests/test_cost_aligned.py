@@ -17,7 +17,8 @@ from alignedsched.errors import CallerError, ConfigError
 from alignedsched.events import Event
 from alignedsched.plan import Plan
 from alignedsched.policies.aligned_memory import Backlog, LaneMemory, Memory
-from alignedsched.policies.cost_aligned import CostAligned, GateSettings, cost_aligned
+from alignedsched.policies.backlog_order import GateSettings
+from alignedsched.policies.cost_aligned import CostAligned, cost_aligned
 from alignedsched.policies.fcfs import fcfs
 from alignedsched.policies.protocols import Policy
 from alignedsched.policies.rounds import RoundSettings, Turn
@@ -27,7 +28,7 @@ from alignedsched.sim.build import build
 from alignedsched.sim.run import RunResult, run
 from alignedsched.views import from_columns
 from alignedsched.workloads import Workload, workload
-from tests.sitting import GATED, SURFACES, WAIT_S, lived, random_workload, small_cluster, watched
+from benchmarks.sitting import GATED, SURFACES, WAIT_S, lived, one, random_workload, small_cluster, watched
 
 
 def plans(workload: Workload, cluster: Cluster, costs: Costs, policy: Policy) -> tuple[list[str], RunResult]:
@@ -169,21 +170,24 @@ def test_even_lengths_lose_nothing(surface: str) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**9), surface=st.sampled_from(["gated", "padded", "unsplit"]))
 def test_every_request_ends_and_none_sits_out_twice_without_a_token_between(seed: int, surface: str) -> None:
-    _, figures = lived(seed, surface, 30.0)
-    assert figures["requests"]["finished"] + figures["requests"]["failed"] + figures["requests"]["rejected"] == 50
-    assert figures["requests"]["failed"] == 0
+    ends = lived(seed, surface, 30.0).ends
+    assert ends["finished"] + ends["rejected"] == 50
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**9), surface=st.sampled_from(["gated", "padded"]))
 def test_nobody_who_has_begun_sits_out_for_longer_than_allowed(seed: int, surface: str) -> None:
-    """``python -m tests.sitting --seeds 100000`` looks at many more."""
-    sitting, _ = lived(seed, surface, WAIT_S)
-    assert sitting.longest <= WAIT_S
+    """``python -m benchmarks.sitting`` looks at many more."""
+    assert lived(seed, surface, WAIT_S).longest <= WAIT_S
+
+
+def test_a_turn_whose_steps_are_slower_than_foreseen_ends_in_time() -> None:
+    """Nothing else happens during the turn: nobody would look before it is over, had the policy not asked for it."""
+    assert 0.4 * WAIT_S < one(1592).longest <= WAIT_S
 
 
 def test_the_runs_of_these_properties_do_have_turns() -> None:
-    assert sum(lived(seed, "gated", WAIT_S)[0].longest > 0.05 for seed in range(20)) >= 4
+    assert sum(lived(seed, "gated", WAIT_S).longest > 0.05 for seed in range(20)) >= 4
 
 
 def test_short_of_room_there_are_no_more_preemptions_than_with_fcfs() -> None:
@@ -199,14 +203,13 @@ def test_short_of_room_there_are_no_more_preemptions_than_with_fcfs() -> None:
 
 def test_with_a_bound_below_a_round_nobody_sits_out() -> None:
     load, cluster = random_workload(1, 60, 1200, 1e6), small_cluster(400)
-    sitting, _ = watched(load, cluster, SURFACES["gated"], cost_aligned(wait_s=0.0))
-    assert sitting.longest == 0.0
+    assert watched(load, cluster, SURFACES["gated"], cost_aligned(wait_s=0.0)).longest == 0.0
 
 
 def test_a_tpot_target_switches_rounds_off_that_would_break_it() -> None:
     load, cluster = random_workload(1, 60, 1200, 1e6), small_cluster(400)
     longest = [
-        watched(load, cluster, SURFACES["gated"], cost_aligned(tpot_target_s=target))[0].longest
+        watched(load, cluster, SURFACES["gated"], cost_aligned(tpot_target_s=target)).longest
         for target in (None, 1.0, 0.0001)
     ]
     assert longest[0] > 0.0
@@ -229,7 +232,7 @@ def test_who_goes_first_is_a_choice_of_its_own() -> None:
 # -- its memory, its options
 
 
-TURN = Turn(1, 300, 17, 33, 17, 2.5, 0.01, 3)
+TURN = Turn(1, 300, 17, 33, 17, 2.5, 0.01, 3, 213)
 MEMORIES = (
     Memory(),
     Memory(
@@ -257,9 +260,9 @@ def test_memory_survives_json(memory: Memory) -> None:
         {"backlogs": {}, "lanes": {"l": [[None, False], "late"]}},
         {"backlogs": {}, "lanes": {"l": [[None, 1], None]}},
         {"backlogs": {}, "lanes": {"l": [None, None]}},
-        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 0, 1.0, 1.0], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 0, 6, 1.0, 1.0], False], None]}},
         {"backlogs": {}, "lanes": {"l": [[[1, 2, 3], False], None]}},
-        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5.5, 1, 1.0, 1.0], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5.5, 1, 6, 1.0, 1.0], False], None]}},
     ],
 )
 def test_what_is_no_state_is_refused_and_changes_nothing(state: Any) -> None:

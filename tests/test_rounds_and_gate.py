@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from alignedsched.costs import AffineCosts, Costs, Load
 from alignedsched.lengths import Histogram, length_class
 from alignedsched.policies.gate import Class, Gain, Room, gain
-from alignedsched.policies.rounds import ANY, RoundSettings, next_turn, partition
+from alignedsched.policies.rounds import ANY, PROBE_EVERY, PROBE_STEPS, RoundSettings, next_turn, partition
 
 T0, ROW, TOKEN, LONGEST = 0.005, 1e-5, 5e-8, 1e-6
 EAGER = RoundSettings(bubble=0.0, saving=0.0)
@@ -120,6 +120,43 @@ def test_who_has_waited_too_long_is_next() -> None:
     assert urgent is not None
     assert urgent.holds(60_000)
     assert urgent.high == ANY
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 10**5), min_size=2, max_size=40).map(sorted),
+    costs=COSTS,
+    turns=st.lists(st.tuples(st.integers(1, 90), st.booleans(), st.booleans()), max_size=120),
+)
+def test_of_fifty_steps_at_most_one_is_spent_on_probing(
+    lengths: list[int], costs: AffineCosts, turns: list[tuple[int, bool, bool]]
+) -> None:
+    """However long turns last, and whether or not rounds end in between."""
+    turn, step, probed = None, 0, 0
+    for steps, curious, ends in turns:
+        turn = None if ends else next_turn(costs, lengths, turn, step, 0.01 * step, RoundSettings(), curious=curious)
+        step += steps
+        if turn is not None and turn.groups == 1:
+            probed += steps
+        if turn is None or turn.groups > 1:
+            assert PROBE_EVERY * probed <= step
+
+
+def test_a_probe_is_run_by_all_but_the_shortest_between_two_rounds() -> None:
+    costs, lengths = surface("padded"), [10] * 8 + [1000] * 8 + [60_000] * 2
+    turn, step, kinds = None, 0, []
+    for _ in range(400):
+        turn = next_turn(costs, lengths, turn, step, 0.01 * step, RoundSettings(), curious=True)
+        assert turn is not None
+        kinds.append(turn.groups)
+        if turn.groups == 1:
+            assert [turn.holds(length) for length in (10, 1000, 60_000)] == [False, True, True]
+        step = turn.until
+    probes = [at for at, groups in enumerate(kinds) if groups == 1]
+    assert probes
+    rounds = [kinds[at + 1 : at + 1 + kinds[at + 1]] for at in probes if at + 4 < len(kinds)]
+    assert all(kinds == [len(kinds)] * len(kinds) for kinds in rounds)
+    assert step / 60 <= PROBE_STEPS * len(probes) <= step / PROBE_EVERY
 
 
 # -- the gate

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alignedsched.errors import CallerError
 from alignedsched.load import Load
 from alignedsched.policies.aligned_memory import Backlog
-from alignedsched.policies.cost_aligned import GateSettings
+from alignedsched.policies.backlog_order import GateSettings
 from alignedsched.policies.gate import Gain
 from alignedsched.policies.mean_output import MeanOutput
 from alignedsched.policies.protocols import Stepped

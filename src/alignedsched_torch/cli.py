@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--top-k", metavar="K", type=int, default=0)
     draw.add_argument("--seed", metavar="N", type=int, default=0)
     on = generate.add_argument_group("who decides, and on what")
-    on.add_argument("--policy", metavar="P", default="cost_aligned", help="the scheduling policy (default: cost_aligned)")
+    on.add_argument(
+        "--policy", metavar="P", default="cost_aligned", help="the scheduling policy (default: cost_aligned)"
+    )
     on.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     on.add_argument("--dtype", metavar="T", help="float64, float32, bfloat16 or float16 (default: the model's own)")
     on.add_argument(

@@ -29,6 +29,7 @@ class Choice:
     reasons: dict[RequestId, str] = field(factory=dict)
     why: str = ""
     wake_at: float | None = None
+    look_at: float | None = None
     short: int = 0
     overruled: bool = False
 
@@ -43,11 +44,11 @@ class Chooser:
     idle_since: float | None = None
     _plain: Policy = field(init=False, factory=fcfs)
 
-    def choose(self) -> Choice:
-        """One decision; the board stands as the step is to find it afterwards."""
+    def choose(self, due: bool = False) -> Choice:
+        """One decision; the board stands as the step is to find it afterwards. ``due``: the policy asked for it."""
         choice = Choice()
         self._make_room(choice)
-        if self._waits():
+        if due or self.waits():
             self._ask(self.policy, choice)
         if not self._idle(choice):
             self.idle_since = None
@@ -56,8 +57,8 @@ class Chooser:
         choice.short = max(0, -self.board.free)
         return choice
 
-    def _waits(self) -> bool:
-        """Whether anything waits that a policy could decide about: nobody is asked about members alone."""
+    def waits(self) -> bool:
+        """Whether anything waits that a policy could decide about. About members alone it is asked only if it wants."""
         board = self.board
         return bool(board.joining or board.candidates or board.prefilling or len(board.pool) or len(board.queue))
 
@@ -149,7 +150,7 @@ class Chooser:
                 choice.reasons[request] = composition.why
             elif row.place not in (DEVICE, TO_HOST):
                 board.put(row, At.JOINING)
-        choice.wake_at, choice.why = composition.wake_at, composition.why
+        choice.wake_at, choice.look_at, choice.why = composition.wake_at, composition.look_at, composition.why
         ask(policy, lambda: policy.batching.taken(view, composition))
 
     # -- copies

@@ -111,6 +111,7 @@ class Hooks:
         self._reader = Reader(self._board, self.policy)
         self._facts = _Facts(self.policy, log)
         self._last = Decision()
+        self._asked: tuple[float | None, float | None] = (None, None)  # its `wake_at` and `look_at`
         self._dirty = True
         self._free = -1
 
@@ -184,14 +185,15 @@ class Hooks:
         self._dirty = self._dirty or reader.news or board.moved  # until it is decided, whatever a policy raises
         self._facts.stepped(reader.steps, seconds, alone=self._dirty)
         more, self._free = free_blocks > self._free, free_blocks
-        if not (self._dirty or more or self._due() or self._last.prefill or board.free < 0):
+        due = self._due()
+        if not (self._dirty or more or due or self._last.prefill or board.free < 0):
             reader.settle()
             self._last = evolve(self._last, victims=()) if self._last.victims else self._last
             return self._last
         self._dirty = True
         reader.doubt()
         self._facts.tell(reader.ended)
-        self._last = self._decided(self._chooser.choose())
+        self._last = self._decided(self._chooser.choose(due))
         reader.settle()
         reader.ordered = self._ordered()
         self._facts.load = self._load()
@@ -211,8 +213,10 @@ class Hooks:
                 raise CallerError(f"Hooks.decide: {name} must be an integer of at least 0, got {show(blocks)}")
 
     def _due(self) -> bool:
-        wake_at = self._last.wake_at
-        return wake_at is not None and self._board.now >= wake_at
+        """Whether the policy wanted to be asked by now, with ``look_at`` only if nothing waits."""
+        now, (wake_at, look_at) = self._board.now, self._asked
+        woken = wake_at is not None and now >= wake_at
+        return woken or (look_at is not None and now >= look_at and not self._chooser.waits())
 
     def _decided(self, choice: Choice) -> Decision:
         board, last = self._board, self._last
@@ -221,9 +225,11 @@ class Hooks:
             decode = tuple(board.batch.longest_first())
             here = (*board.resident, *board.candidates, *board.joining)
             parked = tuple(r for r in here if board.rows[r].place == DEVICE and r not in choice.to_host)
+        self._asked = choice.wake_at, choice.look_at
+        wake_at = min((at for at in self._asked if at is not None), default=None)
         return Decision(
             decode, parked, tuple(choice.prefill), tuple(choice.victims), tuple(choice.to_host),
-            tuple(choice.to_device), choice.why, choice.reasons, choice.wake_at, choice.short, choice.overruled,
+            tuple(choice.to_device), choice.why, choice.reasons, wake_at, choice.short, choice.overruled,
         )  # fmt: skip
 
     def _ordered(self) -> frozenset[RequestId]:

@@ -166,7 +166,7 @@ def add_timeline(group: argparse._ActionsContainer) -> None:
         "--timeline", metavar="FILE", help="also write what happened when, for Perfetto; .gz is packed (docs/report.md)"
     )
     group.add_argument(
-        "--timeline-until", metavar="SECONDS", type=_POSITIVE, help="only the first so many simulated seconds of it"
+        "--timeline-until", metavar="SECONDS", type=POSITIVE, help="only the first so many simulated seconds of it"
     )
 
 

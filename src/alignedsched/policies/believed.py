@@ -1,8 +1,8 @@
 """A cost surface as it is believed to be: the published one, its parts corrected by factors.
 
 The published surface is a model with structure (rooflines, host time, tables) that a few numbers could not hold. So a
-correction scales its parts instead of replacing them: what a step costs beside decode attention, decode attention per
-token, and the longest member's own time, with the number of members from which that binds.
+correction scales its parts instead of replacing them: what a step costs beside decode attention and prefill, decode
+attention per token, prefill, and the longest member's own time, with the number of members from which that binds.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ _MEMO_SIZE = 8192
 
 @frozen
 class Parts:
-    """What one load costs, taken apart: ``base`` beside decode attention, attention if balanced, and if padded."""
+    """What one load costs, taken apart: ``base`` without attention and chunks; attention if balanced, and if padded;
+    and what the chunks add.
+    """
 
     n: int
     longest: int
     base: float
     even: float
     padded: float
+    prefill: float = 0.0
 
 
 @frozen
 class Correction:
-    """Factors on the published parts (``base``, ``even``), and the longest member's seconds per token.
+    """Factors on the published parts (``base``, ``even``, ``prefill``), and the longest member's seconds per token.
 
     ``gate``: members from which the longest binds (inf: never). ``padded``: attention is paid for members times the
     longest, and no longest member binds beyond that.
@@ -47,13 +50,18 @@ class Correction:
     longest: float = 0.0
     gate: float = math.inf
     padded: bool = False
+    prefill: float = 1.0
 
     def seconds(self, parts: Parts) -> float:
         """A step's seconds. O(1)."""
         attention = self.even * (parts.padded if self.padded else parts.even)
         if not self.padded and parts.n >= self.gate:
             attention = max(attention, self.longest * parts.longest)
-        return self.base * parts.base + attention
+        return self.base * parts.base + self.prefill * parts.prefill + attention
+
+    def balanced(self, parts: Parts) -> float:
+        """The same step's if imbalance cost nothing. O(1)."""
+        return self.base * parts.base + self.prefill * parts.prefill + self.even * parts.even
 
     @property
     def surface(self) -> str:
@@ -64,7 +72,10 @@ class Correction:
 
     def plain(self) -> PlainData:
         gate = None if math.isinf(self.gate) else self.gate
-        return {"base": self.base, "even": self.even, "longest": self.longest, "gate": gate, "padded": self.padded}
+        return {
+            "base": self.base, "even": self.even, "longest": self.longest, "gate": gate, "padded": self.padded,
+            "prefill": self.prefill,
+        }  # fmt: skip
 
 
 def published_correction(published: Costs) -> Correction:
@@ -102,23 +113,18 @@ class BelievedCosts:
         """See Costs."""
         return self.correction.surface
 
-    def parts(self, load: Load) -> Parts:
-        """A load that is not empty, taken apart."""
+    def parts(self, load: Load, padded: bool) -> Parts:
+        """A load that is not empty, taken apart; attention as if padded only where that is asked for."""
         published, n = self.published, load.n
-        if load.chunks:
-            base = published.balanced_seconds(Load(n, n, min(n, 1), load.chunks))
-        else:
-            known = self._base.get(n)
-            if known is None:
-                if len(self._base) >= _MEMO_SIZE:
-                    self._base.clear()
-                known = self._base[n] = published.balanced_seconds(Load(n, n, min(n, 1)))
-            base = known
-        even = published.balanced_seconds(load) - base
-        padded = even
-        if self.correction.padded:
-            padded = self.padded_seconds(load) - base
-        return Parts(n, load.longest, base, even, padded)
+        base = self._base.get(n)
+        if base is None:
+            if len(self._base) >= _MEMO_SIZE:
+                self._base.clear()
+            base = self._base[n] = published.balanced_seconds(Load(n, n, min(n, 1)))
+        beside = published.balanced_seconds(Load(n, n, min(n, 1), load.chunks)) if load.chunks else base
+        even = max(0.0, published.balanced_seconds(load) - beside)
+        uneven = max(even, self.padded_seconds(load) - beside) if padded else even
+        return Parts(n, load.longest, base, even, uneven, max(0.0, beside - base))
 
     def padded_seconds(self, load: Load) -> float:
         """The published balanced step if every member were as long as the longest."""
@@ -126,14 +132,13 @@ class BelievedCosts:
 
     def step_seconds(self, load: Load) -> float:
         """See Costs."""
-        return self.correction.seconds(self.parts(load)) if load.n or load.chunks else 0.0
+        return self.correction.seconds(self.parts(load, self.correction.padded)) if load.n or load.chunks else 0.0
 
     def balanced_seconds(self, load: Load) -> float:
         """See Costs."""
         if not (load.n or load.chunks):
             return 0.0
-        parts = self.parts(load)
-        return self.correction.base * parts.base + self.correction.even * parts.even
+        return self.correction.balanced(self.parts(load, padded=False))
 
     def finishing_times(self, load: Load, steps: int) -> FloatArray:
         """See Costs. O(steps), one at a time."""

@@ -5,7 +5,7 @@ Two moves, each asked of the surface in closed form, and each absent where it wo
 * *rounds*: what lies in the device decodes in groups of similar length, one after the other, where a round of group
   steps is shorter than as many common steps (``rounds``);
 * *sorted waves*: a backlog that does not fit is admitted by ascending length instead of by arrival (``sorted_waves``),
-  where the gate finds that faster (``gate``).
+  where the gate finds that faster (``backlog_order``, ``gate``).
 
 With neither, every decision is that of ``fcfs``, step for step.
 """
@@ -15,19 +15,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from ..load import Costs, Load
-from ..pool import class_width
 from ..request import RequestId
 from ..views import LaneView
-from .aligned_memory import Backlog, LaneMemory, Memory
+from .aligned_memory import LaneMemory, Memory
+from .backlog_order import BacklogOrder, GateSettings
 from .fcfs import ContinuousBatching
-from .gate import Class, Gain, Room, gain
-from .mean_output import MeanOutput
-from .options import number
+from .mean_output import Expected, MeanOutput
 from .order import order as order_named
-from .predict import History, Predictor
+from .predict import History
 from .predict import predictor as predictor_named
 from .protocols import Composition, PlainData, Policy, Sacrifice, Watch
 from .rank_balance import RankOrder
@@ -39,46 +37,8 @@ from .surface_fit import SurfaceFit
 from .wave_admission import WaveAdmission
 
 LOOK = 256  # pooled requests outside the device looked at for a turn
-POOL_LEVEL = 3  # classes of 1,024 tokens: what the gate sees of a pool
+
 _NOTHING = Composition()
-
-
-@frozen
-class GateSettings:
-    """When waves begin: they must work a backlog off ``faster`` by this factor; asked every ``every_s`` seconds.
-
-    ``hardly`` faster is enough where requests wait ``kinder`` times less on average, which is asked for while next to
-    nothing is known of outputs; longer they must never wait. Where most requests owe their length to their output, an
-    order by prompts is hardly one by length, and what is foreseen of it rests on averages: there waves have to be
-    ``unsure`` times faster. Waves that are on are looked at again whenever they have lasted twice as long, by what is
-    known of outputs by then, and stop where they are ``slower`` than order of arrival, or requests wait longer by that.
-    """
-
-    faster: float = field(default=1.05, validator=number(1.0))
-    hardly: float = field(default=1.01, validator=number(1.0))
-    kinder: float = field(default=2.0, validator=number(1.0))
-    unsure: float = field(default=1.3, validator=number(1.0))
-    slower: float = field(default=1.05, validator=number(1.0))
-    every_s: float = field(default=5.0, validator=number(0.0))
-
-    def pays(self, gain: Gain, known: bool) -> bool:
-        """Whether to begin; ``known``: what outputs are like."""
-        if gain.wait < 1.0:
-            return False
-        if gain.told < 0.5:
-            return gain.time >= self.unsure
-        return (known and gain.time >= self.faster) or (gain.time >= self.hardly and gain.wait >= self.kinder)
-
-    def still_pays(self, gain: Gain) -> bool:
-        """Whether to go on."""
-        return min(gain.time, gain.wait) * self.slower >= 1.0
-
-    def due(self, backlog: Backlog, now: float) -> bool:
-        """Whether to ask (again)."""
-        if backlog.asked is None:
-            return True
-        wait = 0.0 if backlog.began is None else backlog.asked - backlog.began
-        return now >= backlog.asked + max(self.every_s, wait)
 
 
 class CostAligned:
@@ -91,38 +51,22 @@ class CostAligned:
     def __init__(
         self,
         rounds: RoundSettings,
-        gate: GateSettings,
-        predictor: Predictor,
-        outputs: MeanOutput | None = None,
+        order: BacklogOrder,
         costs: Costs | None = None,
         fit: SurfaceFit | None = None,
         plain: ContinuousBatching | None = None,
     ) -> None:
         self.rounds = rounds
-        self.gate = gate
-        self.predictor = predictor
-        self.outputs = outputs or MeanOutput()
+        self.order = order
         self.memory = Memory()
         self._proposed: tuple[PlainData, Memory] = (None, self.memory)
         self._costs = costs
         self._fit = fit
         self._plain = plain or ContinuousBatching()
 
-    def output(self) -> float:
-        """Tokens expected of a request of which nothing is known."""
-        return max(self.outputs.tokens, self._ended(1))
-
-    def expects(self, tokens: int) -> float:
-        """Tokens expected of a request with so many prompt tokens. O(log bins)."""
-        # What ends of a kind say, as much longer as those that still run make the mean of all.
-        return self._ended(tokens) * max(1.0, self.outputs.tokens / self._ended(1))
-
-    def _ended(self, tokens: int) -> float:
-        return self.predictor.remaining("", tokens, 0) or 1.0
-
     def grows(self, view: LaneView) -> int:
         """Blocks kept for each resident while requests are grouped: half of what it is expected to grow by."""
-        return 1 + int(self.output() / 4 / view.layout.block_size)
+        return 1 + int(self.order.expected.mean / 4 / view.layout.block_size)
 
     def sitting_out(self, view: LaneView) -> int:
         """Requests in the lane's devices whose turn it is not."""
@@ -138,7 +82,7 @@ class CostAligned:
             return self._plain.compose(view)
         if self._fit is not None:
             costs = self._fit.costs(costs)
-        memory = self._order(view, costs, self.memory)
+        memory = self.order.after(view, costs, self.memory, self.sitting_out(view))
         composition = _NOTHING
         if view.role.decodes:
             lane = self._look(view, costs, memory.lane(view.lane.id))
@@ -167,9 +111,16 @@ class CostAligned:
         return Composition(
             joins=list(self._plain.from_pool(view, view.ranks, seats, waiting, keeps)),
             parks=parks,
-            wake_at=None if turn is None else turn.wake_at(view.step, view.now),
+            wake_at=None if turn is None else self._wake_at(view, turn),
             why="a group's turn" if turn is not None else "who sat out, then the next of the wave",
         )
+
+    def _wake_at(self, view: LaneView, turn: Turn) -> float:
+        """When the turn should be over, or, if its steps are slow, somebody has sat out for half of what is allowed."""
+        out = (view.entry(request).since for request in view.resident if not turn.holds(view.pool.length(request)))
+        since = next(out, view.now)  # who is sent out now, if nobody is out
+        overdue = max(view.now + turn.pace, since + self.rounds.longest_wait / 2)
+        return min(turn.wake_at(view.step, view.now), overdue)
 
     @staticmethod
     def _waiting(view: LaneView, wave: Wave | None) -> Iterator[RequestId]:
@@ -212,7 +163,8 @@ class CostAligned:
         elif view.step < turn.until and len(batch) and (urgent is None or turn.holds(urgent)):
             return lane
         lengths = sorted([*(batch.context_length(member) for member in batch), *map(pool.length, view.resident)])
-        after = next_turn(costs, lengths, turn, view.step, now, self.rounds, urgent)
+        curious = self._fit is not None and self._fit.curious
+        after = next_turn(costs, lengths, turn, view.step, now, self.rounds, urgent, curious)
         if after is not None and len(lengths) * _growth(view, after) > view.ranks[0].free:
             after = None  # whoever sits out must find a block when its turn comes
         return LaneMemory(after, now, after is None and (turn is not None or lane.returning))
@@ -235,81 +187,6 @@ class CostAligned:
             return None
         late = view.now - view.entry(first).since >= self.rounds.longest_wait / 2
         return view.pool.length(first) if late else None
-
-    # -- waves
-
-    def _order(self, view: LaneView, costs: Costs, memory: Memory) -> Memory:
-        """In which order what waits for the lane goes: the queue, or, where it only decodes, the pool."""
-        if view.role.prefills:
-            return memory.with_backlog("queue", self._backlog(view, costs, memory.backlog("queue")))
-        # What a wave hands over joins as it comes: by arrival, later parts of the wave would overtake the first.
-        follows = memory.backlog("queue").wave is not None
-        return memory.with_backlog("pool", self._backlog(view, costs, memory.backlog("pool"), follows))
-
-    def _backlog(self, view: LaneView, costs: Costs, backlog: Backlog, follows: bool = False) -> Backlog:
-        if self._fits(view):
-            return backlog if backlog.wave is None else Backlog(None, backlog.asked)
-        now = view.now
-        if not follows and self.gate.due(backlog, now):
-            if costs.surface == "balanced" or not self._pays(view, costs, backlog):
-                return Backlog(None, now)
-            wave = backlog.wave or Wave()
-            if view.role.prefills:
-                wave = wave.anew(view.queue, self.expects)
-            backlog = Backlog(wave, now, now if backlog.wave is None else backlog.began)
-        elif backlog.wave is None:
-            if not follows:
-                return backlog
-            backlog = Backlog(Wave(), backlog.asked, now)
-        return self._advanced(view, backlog)
-
-    def _advanced(self, view: LaneView, backlog: Backlog) -> Backlog:
-        """The wave without who has gone, or the next one."""
-        wave = backlog.wave or Wave()
-        after = wave.now(view.queue, self.expects) if view.role.prefills else wave.of_pool(view.pool)
-        return backlog if after is backlog.wave else evolve(backlog, wave=after)
-
-    def _fits(self, view: LaneView) -> bool:
-        """Whether all that waits for the lane could begin now."""
-        rank = view.ranks[0]
-        seats = view.lane.max_members - len(rank.batch) - rank.waiting
-        if view.role.prefills:
-            waiting, blocks = len(view.queue), view.queue.tokens // view.layout.block_size
-            seats -= self.sitting_out(view)
-        else:
-            waiting, blocks = len(view.pool) - len(view.resident), view.pool.class_blocks(0, 0)
-        return not waiting or (waiting <= seats and blocks + 2 * waiting <= rank.free)
-
-    def _pays(self, view: LaneView, costs: Costs, backlog: Backlog) -> bool:
-        """Whether waves serve what waits better than order of arrival."""
-        found = gain(costs, self._waits(view), self._room(view), self.rounds)
-        if backlog.wave is not None:
-            return self.gate.still_pays(found)
-        return self.gate.pays(found, self.outputs.known)
-
-    def _waits(self, view: LaneView) -> list[Class]:
-        """What waits, by length. O(classes)."""
-        if view.role.prefills:
-            return [Class(n, tokens // n, self.expects(tokens // n)) for n, tokens in view.queue.classes()]
-        width, block = class_width(POOL_LEVEL), view.layout.block_size
-        counts = ((view.pool.class_count(POOL_LEVEL, i), i) for i in range(4**POOL_LEVEL))
-        pooled = ((n, max(i * width + 1, view.pool.class_blocks(POOL_LEVEL, i) * block // n)) for n, i in counts if n)
-        return [Class(n, length, self.expects(length)) for n, length in pooled]
-
-    @staticmethod
-    def _room(view: LaneView) -> Room:
-        cluster, rank = view.cluster, view.ranks[0]
-        decoding = [lane for lane in cluster.lanes if cluster.role(lane).decodes]
-        prefilling = sum(1 for lane in cluster.lanes if cluster.role(lane).prefills)
-        apart = not view.role.decodes
-        # A device full of what is prefilled and not taken yet says that decoding sets the pace, whatever prefill costs.
-        paced = apart and 2 * rank.free < rank.capacity
-        return Room(
-            cluster.device[decoding[0].ranks[0]].kv_blocks * view.layout.block_size,
-            decoding[0].max_members,
-            len(decoding) / prefilling if view.role.prefills and not paced else 0.0,
-            apart,
-        )
 
 
 def _growth(view: LaneView, turn: Turn) -> int:
@@ -346,7 +223,8 @@ def cost_aligned(
     turns = order_named(order, known, patience_s=patience_s)
     settings = evolve(rounds or RoundSettings(), wait_s=wait_s, tpot_target_s=tpot_target_s)
     plain = ContinuousBatching() if order == "arrival" else OrderedBatching(order=turns)
-    batching = CostAligned(settings, gate or GateSettings(), history, outputs, costs, fit, plain)
+    backlog = BacklogOrder(settings, gate or GateSettings(), Expected(history, outputs))
+    batching = CostAligned(settings, backlog, costs, fit, plain)
     placed = RankOrder(token_budget, by_priority)
     admission = WaveAdmission(token_budget, by_priority, batching=batching, placed=placed, order=turns)
     watches: list[Watch] = [

@@ -7,11 +7,12 @@ lives it is a fair first answer, and the right one in the long run. Older tokens
 
 from __future__ import annotations
 
-from attrs import define
+from attrs import define, frozen
 
 from ..errors import CallerError
 from ..outside import is_number, show
 from ..request import Request
+from .predict import Predictor
 from .protocols import PlainData, Stepped
 
 HALF_LIFE = 2048  # ends until an older end counts half
@@ -56,3 +57,28 @@ class MeanOutput:
         if not is_number(made, 0.0) or not is_number(ends, 0.0):
             raise CallerError(f"MeanOutput: its state is two numbers of at least 0, got {show(state)}")
         self.made, self.ends = float(made), float(ends)
+
+
+@frozen
+class Expected:
+    """The output expected of a request: what ends of its kind say, as much longer as those that still run make all."""
+
+    predictor: Predictor
+    outputs: MeanOutput
+
+    @property
+    def known(self) -> bool:
+        """Whether enough is known to go by."""
+        return self.outputs.known
+
+    @property
+    def mean(self) -> float:
+        """Tokens expected of a request of which nothing is known."""
+        return max(self.outputs.tokens, self._ended(1))
+
+    def of(self, tokens: int) -> float:
+        """Tokens expected of a request with so many prompt tokens. O(log bins)."""
+        return self._ended(tokens) * max(1.0, self.outputs.tokens / self._ended(1))
+
+    def _ended(self, tokens: int) -> float:
+        return self.predictor.remaining("", tokens, 0) or 1.0

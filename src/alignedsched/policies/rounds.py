@@ -28,6 +28,8 @@ from .options import number, whole
 from .protocols import PlainData
 
 ANY = 1 << 60  # longer than any context
+PROBE_STEPS = 4  # of a turn in which nearly all run together, to see what that costs
+PROBE_EVERY = 50  # steps, of which at most one is spent so
 WAITS_A_TARGET = 4.0  # a gap of a few targets is made good by the tokens around it; a longer one is seen
 
 
@@ -62,7 +64,8 @@ class Turn:
     """The group that runs: context lengths ``low`` <= length < ``high`` at step ``first``, up to step ``until``.
 
     ``pace`` is the seconds foreseen for one of its steps; ``round_step`` and ``round_at`` are where and when the round
-    began that the turn is part of, and ``groups`` is how many groups there are.
+    began that the turn is part of, and ``groups`` is how many groups there are (1: nearly all run, as a probe).
+    ``probe_at``: the first step at which such a probe may begin.
     """
 
     low: int
@@ -73,6 +76,7 @@ class Turn:
     round_at: float
     pace: float
     groups: int
+    probe_at: int
 
     def holds(self, length: int) -> bool:
         """Whether a request that does not run belongs to the group."""
@@ -96,18 +100,19 @@ class Turn:
 
     def plain(self) -> PlainData:
         return [
-            self.low, self.high, self.first, self.until, self.round_step, self.groups, self.round_at, self.pace,
+            self.low, self.high, self.first, self.until, self.round_step, self.groups, self.probe_at,
+            self.round_at, self.pace,
         ]  # fmt: skip
 
     @staticmethod
     def from_plain(plain: PlainData) -> Turn:
-        """Raises CallerError for anything but six integers and two numbers."""
-        if not isinstance(plain, list) or len(plain) != 8 or not all(map(is_number, plain)):
-            raise CallerError(f"a turn is six integers and two numbers, got {show(plain)}")
-        low, high, first, until, step, groups, at, pace = plain
-        if not all(map(is_count, (low, high, first, until, step, groups))) or not groups:
-            raise CallerError(f"a turn begins with six integers, the last of them above 0, got {show(plain)}")
-        return Turn(low, high, first, until, step, float(at), float(pace), groups)  # type: ignore[arg-type]
+        """Raises CallerError for anything but seven integers and two numbers."""
+        if not isinstance(plain, list) or len(plain) != 9 or not all(map(is_number, plain)):
+            raise CallerError(f"a turn is seven integers and two numbers, got {show(plain)}")
+        low, high, first, until, step, groups, probe, at, pace = plain
+        if not all(map(is_count, (low, high, first, until, step, groups, probe))) or not groups:
+            raise CallerError(f"a turn begins with seven integers, the sixth of them above 0, got {show(plain)}")
+        return Turn(low, high, first, until, step, float(at), float(pace), groups, probe)  # type: ignore[arg-type]
 
 
 @frozen
@@ -177,18 +182,26 @@ def next_turn(
     now: float,
     settings: RoundSettings,
     urgent: int | None = None,
+    curious: bool = False,
 ) -> Turn | None:
     """The turn of the next longer group after ``last`` (or of the shortest); None if all should run together.
 
     Turns of a round have equally many steps. ``lengths`` are the residents', ascending. With ``urgent``, the length of
     one who has waited too long, it is that one's group's turn. All run together, too, where even the shortest round
-    would keep somebody waiting for more than half of the longest wait.
+    would keep somebody waiting for more than half of the longest wait. ``curious``: before the next round all but the
+    shortest should run together for a few steps, to see what that costs. At most one of ``PROBE_EVERY`` steps is spent
+    so.
     """
     groups = partition(costs, lengths, settings)
     if groups is None:
         return None
     edges = (1, *groups.edges, ANY)
     opens = last is None or last.high >= ANY
+    probe_at = _probe_at(last, step)
+    if curious and opens and step >= probe_at:
+        # It may be as fast as if balanced. The shortest sit out: a lane where nobody waits is not asked again.
+        pace = costs.balanced_seconds(Load(len(lengths), sum(lengths), lengths[-1]))
+        return Turn(lengths[0] + 1, ANY, step, step + PROBE_STEPS, step, now, pace, 1, probe_at)
     steps = _steps(groups, last, step, now, settings) if last is None or opens else last.until - last.first
     if steps is None:
         return None
@@ -200,8 +213,15 @@ def next_turn(
         if first < end:
             members = lengths[first:end]
             pace = costs.step_seconds(Load(len(members), sum(members), members[-1]))
-            return Turn(low, high, step, step + steps, *begun, pace, len(edges) - 1)
+            return Turn(low, high, step, step + steps, *begun, pace, len(edges) - 1, probe_at)
     return None
+
+
+def _probe_at(last: Turn | None, step: int) -> int:
+    """The first step at which a probe may begin: rounds begin without one, and each pays for those that follow it."""
+    if last is None:
+        return step + (PROBE_EVERY - 1) * PROBE_STEPS
+    return step + (PROBE_EVERY - 1) * (step - last.first) if last.groups == 1 else last.probe_at
 
 
 def _steps(groups: Partition, last: Turn | None, step: int, now: float, settings: RoundSettings) -> int | None:

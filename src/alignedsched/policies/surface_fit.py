@@ -1,19 +1,18 @@
 """The cost surface refitted from reported step seconds: the published one may be wrong, and may drift.
 
-Decode steps without prefill are kept as a small set of *shapes* (members, tokens, unevenness: one fact a shape, the
-latest; old ones fade). While what is believed explains them, nothing is done. Otherwise the factors of a
-``Correction`` are fitted to the logarithm of the seconds by Gauss-Newton with Huber's weights (Huber, Ann. Math.
-Statist. 35, 1964), drawn a little towards the published ones, so that a part without evidence stays as it was told.
-Where no factors of the believed kind of surface explain them, the other kinds and gates are tried.
+Steps are kept as a small set of *shapes* (members, tokens, unevenness, prefill tokens: one fact a shape, the latest;
+old ones fade). What a chunk costs is known less well than what decode costs, so that a step counts the less the more
+of it is prefill; but where a backlog is begun there is hardly a step without. While what is believed explains the
+facts, nothing is done; else another correction is looked for (``refit``), at intervals, and soon after surprises.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeGuard
 
-from attrs import define, evolve, field, frozen
+from attrs import astuple, define, field
 
 from ..errors import CallerError
 from ..load import Costs, Load
@@ -21,24 +20,15 @@ from ..outside import is_number, show
 from ..request import Request
 from .believed import BelievedCosts, Correction, Parts, published_correction
 from .protocols import PlainData, Stepped
+from .refit import FAR_OFF, GOOD, Fact, error_of, explains, fact_of, refit
 
 SHAPES = 96  # kept at most
-FADE = 400  # facts until an older one counts half
-CLIP = 4.0  # a fact further off than this factor from what is believed counts as that far
-GOOD = 0.012  # median error (of the logarithm) that is good enough
-FIRST_LOOK, LAST_LOOK = 12, 512  # facts between two looks: the gap doubles while looking does not help
-PROBE_SHARE = 1 / 50  # of all steps, at most
-_PRIOR = 2e-4  # pull towards the published factors, per fact
-_BETTER = 0.8  # another kind of surface must explain the facts so much better
-
-
-@frozen
-class Fact:
-    """One shape and its seconds a step; ``at`` counts facts."""
-
-    at: int
-    parts: Parts
-    seconds: float
+FADE, LATEST = 400, 8  # facts until an older one counts half; the same where only the latest are asked
+# Facts, and surprises, between two looks: either number doubles while looking because of it does not help. Surprises
+# are taken seriously again when there were few for long.
+FIRST_LOOK, LAST_LOOK = 12, 512
+FIRST_SURPRISES, LAST_SURPRISES = 2, 32
+LULL = 250  # facts without a telling one, after which one is wanted
 
 
 @define(eq=False)
@@ -52,12 +42,13 @@ class SurfaceFit:
     correction: Correction = field(factory=Correction)
     facts: dict[str, Fact] = field(factory=dict)  # by shape, the latest last
     seen: int = 0
-    steps: int = 0
-    probed: int = 0  # steps
     _told: Correction = field(init=False, factory=Correction)
     _costs: BelievedCosts | None = field(init=False, default=None)
     _gap: int = FIRST_LOOK
-    _next: int = FIRST_LOOK
+    _since: int = 0  # facts since the last look
+    _patience: int = FIRST_SURPRISES
+    _surprises: int = 0  # since the last look
+    _usual: float = GOOD  # the error at the last look
     _asked: bool = False
     _early: list[list[float]] = field(init=False, factory=list)  # facts since a restart, until costs are known again
 
@@ -80,15 +71,14 @@ class SurfaceFit:
     # -- facts
 
     def stepped(self, facts: Stepped) -> None:
-        """See Watch. Steps before ``costs`` was first asked, and those with prefill, say nothing here."""
-        self.steps += facts.steps
-        if not self._asked or facts.prefill or facts.seconds <= 0:
+        """See Watch. Steps before ``costs`` was first asked, and those without decode members, say nothing here."""
+        if not self._asked or facts.seconds <= 0:
             return
         half = (facts.steps - 1) // 2
-        loads = [Load(o.n, o.total + o.n * half, o.longest + half) for o in facts.loads if o.n]
+        loads = [Load(o.n, o.total + o.n * half, o.longest + half, o.chunks) for o in facts.loads if o.n]
         if self._costs is not None:
             self._learn(loads, facts.steps, facts.seconds)
-        elif loads:
+        elif loads and not facts.prefill:
             rows = (value for load in loads for value in (load.n, load.total, load.longest))
             self._early.append([facts.steps, facts.seconds, *rows])
 
@@ -96,61 +86,60 @@ class SurfaceFit:
         if not loads or self._costs is None:
             return
         load = max(loads, key=self._costs.step_seconds)
-        parts = self._costs.parts(load)
-        if not self.correction.padded:
-            parts = evolve(parts, padded=self._costs.padded_seconds(load) - parts.base)
         self.seen += 1
         shape = _shape(load)
         self.facts.pop(shape, None)
-        self.facts[shape] = Fact(self.seen, parts, seconds / steps)
+        fact = self.facts[shape] = fact_of(self.seen, self._costs.parts(load, padded=True), seconds / steps)
         if len(self.facts) > SHAPES:
             del self.facts[next(iter(self.facts))]
-        if self.seen >= self._next:
+        self._since += 1
+        self._surprises += abs(fact.error(self.correction)) > FAR_OFF * max(GOOD, self._usual)
+        if self._since >= self._gap or self._surprises >= self._patience:
             self._look()
 
     def ended(self, request: Request, produced: int, finished: bool) -> None:
         """Nothing to learn."""
 
     def _look(self) -> None:
-        """Refit if what is believed does not explain the facts well enough."""
-        facts = tuple(self.facts.values())
-        weights = [0.5 ** ((self.seen - fact.at) / FADE) for fact in facts]
-        before = self.correction
-        if _error(before, facts, weights) > GOOD:
-            self.correction = _refit(before, self._told, facts, weights)
-        changed = _error(self.correction, facts, weights) < 0.9 * _error(before, facts, weights)
-        self._gap = FIRST_LOOK if changed else min(LAST_LOOK, 2 * self._gap)
-        self._next = self.seen + self._gap
-        if self.correction != before and self.published is not None:
-            self._costs = BelievedCosts(self.published, self.correction)
+        """Refit if what is believed does not explain the facts well enough.
 
-    # -- probing
-
-    def probe(self, steps: int) -> bool:
-        """Whether ``steps`` steps may be spent on a batch that is believed to be slow, to see whether it is.
-
-        Only where a finite gate above one is believed and nothing was seen from it on within ``FADE`` facts; never
-        more than ``PROBE_SHARE`` of all steps. A yes counts them as spent. O(shapes).
+        If after surprises nothing explains the old and the new, the surface is another than it was: then the new alone
+        are explained, and what contradicts them is forgotten.
         """
-        gate = self.correction.gate
-        if self.correction.padded or gate <= 1 or math.isinf(gate):
-            return False
-        if self.probed + steps > PROBE_SHARE * self.steps:
-            return False
-        if any(fact.parts.n >= gate and self.seen - fact.at < FADE for fact in self.facts.values()):
-            return False
-        self.probed += steps
-        return True
+        facts, before = tuple(self.facts.values()), self.correction
+        weights, latest = ([0.5 ** ((self.seen - fact.at) / half) for fact in facts] for half in (FADE, LATEST))
+        surprised = self._surprises >= self._patience
+        if not explains(before, facts, weights):
+            self.correction = refit(before, self._told, facts, weights)
+        if surprised and error_of(self.correction, facts, latest) > FAR_OFF * GOOD:
+            self.correction = refit(self.correction, self._told, facts, latest)
+            self.facts = {shape: fact for shape, fact in self.facts.items() if not fact.contradicts(self.correction)}
+        changed = self.correction != before
+        self._usual = error_of(self.correction, facts, weights)
+        if changed:
+            self._gap, self._patience = FIRST_LOOK, FIRST_SURPRISES
+            self._costs = BelievedCosts(self.published, self.correction) if self.published is not None else None
+        elif surprised:
+            self._patience = min(LAST_SURPRISES, 2 * self._patience)
+        else:
+            self._gap = min(LAST_LOOK, 2 * self._gap)
+            self._patience = max(FIRST_SURPRISES, self._patience // 2)
+        self._since = self._surprises = 0
+
+    @property
+    def curious(self) -> bool:
+        """Whether no step of the last ``LULL`` facts could have told that imbalance costs less than is believed.
+
+        So it is where members run in groups only; one step of all together would tell. O(shapes).
+        """
+        return not any(self.seen - fact.at < LULL and fact.tells(self.correction) for fact in self.facts.values())
 
     # -- memory
 
     def state(self) -> PlainData:
         """The correction and the facts it rests on."""
-        facts: dict[str, PlainData] = {
-            shape: [f.at, f.parts.n, f.parts.longest, f.parts.base, f.parts.even, f.parts.padded, f.seconds]
-            for shape, f in self.facts.items()
-        }
-        counts: list[PlainData] = [self.seen, self.steps, self.probed, self._gap, self._next]
+        facts: dict[str, PlainData] = {shape: [f.at, *astuple(f.parts), f.seconds] for shape, f in self.facts.items()}
+        counts: list[PlainData] = [self.seen, self._gap, self._since, self._patience, self._surprises, self._usual]
         early: list[PlainData] = [list(row) for row in self._early]
         plain = self.correction.plain()
         return {"correction": plain, "facts": facts, "counts": counts, "asked": self._asked, "early": early}
@@ -163,13 +152,13 @@ class SurfaceFit:
             assert isinstance(plain, dict)
             assert isinstance(rows, dict)
             assert isinstance(counts, list)
-            base, even, longest = (_number(plain[key]) for key in ("base", "even", "longest"))
-            assert base > 0
-            assert even > 0
+            base, even, longest, prefill = (_number(plain[key]) for key in ("base", "even", "longest", "prefill"))
+            assert min(base, even, prefill) > 0
             gate = math.inf if plain["gate"] is None else _number(plain["gate"])
-            correction = Correction(base, even, longest, gate, plain["padded"] is True)
-            facts = {shape: _fact(row) for shape, row in rows.items()}
-            seen, steps, probed, gap, following = (int(_number(count)) for count in counts)
+            correction = Correction(base, even, longest, gate, plain["padded"] is True, prefill)
+            facts = {shape: _restored(row) for shape, row in rows.items()}
+            *whole, usual = map(_number, counts)
+            seen, gap, since, patience, surprises = map(int, whole)
             asked, early = state["asked"] is True, state["early"]
             assert isinstance(early, list)
             waiting = [[value for value in row if _is_number(value)] for row in early if isinstance(row, list)]
@@ -179,7 +168,8 @@ class SurfaceFit:
             raise CallerError(f"SurfaceFit: this is no state of it: {show(state)}") from error
         self.published, self._costs, self._asked, self._early = None, None, asked, waiting
         self.correction, self.facts = correction, facts
-        self.seen, self.steps, self.probed, self._gap, self._next = seen, steps, probed, gap, following
+        self.seen, self._gap, self._since, self._usual = seen, gap, since, usual
+        self._patience, self._surprises = patience, surprises
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
@@ -193,133 +183,20 @@ def _number(value: object) -> float:
     return float(value)
 
 
-def _fact(row: PlainData) -> Fact:
+def _restored(row: PlainData) -> Fact:
     assert isinstance(row, list)
-    at, n, longest, base, even, padded, seconds = (_number(value) for value in row)
-    return Fact(int(at), Parts(int(n), int(longest), base, even, padded), seconds)
+    at, n, longest, base, even, padded, prefill, seconds = (_number(value) for value in row)
+    assert min(base, seconds) > 0
+    return fact_of(int(at), Parts(int(n), int(longest), base, even, padded, prefill), seconds)
 
 
 def _shape(load: Load) -> str:
-    """Members by eighths of an octave (the gate is sharp), tokens and unevenness by half octaves."""
-    uneven = load.longest * load.n / load.total
-    return f"{round(8 * math.log2(load.n))} {round(2 * math.log2(load.total))} {round(2 * math.log2(uneven))}"
+    """Members by sixteenths of an octave (the gate is sharp), tokens and unevenness by half octaves.
 
-
-# -- fitting
-
-
-def _error(correction: Correction, facts: Sequence[Fact], weights: Sequence[float]) -> float:
-    """The weighted median of the errors. O(n log n)."""
-    errors = sorted(
-        (abs(math.log(correction.seconds(fact.parts) / fact.seconds)), weight)
-        for fact, weight in zip(facts, weights, strict=True)
-    )
-    half, passed = sum(weights) / 2, 0.0
-    for error, weight in errors:
-        passed += weight
-        if passed >= half:
-            return error
-    return 0.0
-
-
-def _loss(c: Correction, told: Correction, facts: Sequence[Fact], weights: Sequence[float], width: float) -> float:
-    """Huber's loss of the clipped errors, and the pull towards what was published."""
-    total, most = 0.0, math.log(CLIP)
-    for fact, weight in zip(facts, weights, strict=True):
-        error = min(most, abs(math.log(c.seconds(fact.parts) / fact.seconds)))
-        total += weight * (error * error / 2 if error <= width else width * (error - width / 2))
-    return total + _PRIOR * sum(weights) * sum(pull * pull for pull in _pulls(c, told))
-
-
-def _pulls(c: Correction, told: Correction) -> tuple[float, float, float]:
-    known = c.longest > 0 and told.longest > 0
-    return math.log(c.base), math.log(c.even), math.log(c.longest / told.longest) if known else 0.0
-
-
-def _refit(now: Correction, told: Correction, facts: Sequence[Fact], weights: Sequence[float]) -> Correction:
-    """The correction that explains the facts best; what was published if that does about as well."""
-    width = max(GOOD, 1.5 * min(_error(now, facts, weights), 0.1))
-
-    def loss(correction: Correction) -> float:
-        return _loss(correction, told, facts, weights, width)
-
-    best = min((_descend(start, told, facts, weights, width) for start in (now, told)), key=loss)
-    if _error(best, facts, weights) > GOOD:
-        others = [_descend(start, told, facts, weights, width) for start in _starts(best, told, facts)]
-        other = min(others, key=loss)
-        if loss(other) < _BETTER * loss(best):
-            best = other
-    return told if loss(told) <= 1.05 * loss(best) else best
-
-
-def _starts(best: Correction, told: Correction, facts: Sequence[Fact]) -> Iterable[Correction]:
-    """Other kinds of surface to begin from: padded, even, and the longest binding from some number of members on."""
-    yield Correction(base=best.base, padded=True)
-    yield Correction(base=best.base, even=best.even)
-    members = sorted(fact.parts.n for fact in facts)
-    gates = dict.fromkeys((1.0, told.gate, *(float(members[len(members) * k // 6]) for k in range(1, 6))))
-    tokens = sum(fact.parts.even for fact in facts) / max(1, sum(fact.parts.n * fact.parts.longest for fact in facts))
-    slopes = [told.longest] if told.longest > 0 else [16 * tokens, 64 * tokens]
-    for gate in gates:
-        if not math.isinf(gate):
-            for slope in slopes:
-                yield Correction(base=1.0, longest=slope, gate=gate)
-
-
-def _descend(
-    c: Correction, told: Correction, facts: Sequence[Fact], weights: Sequence[float], width: float
-) -> Correction:
-    """Gauss-Newton in the logarithms of the three factors, with Huber's weights; only ever downhill. O(facts)."""
-    least = _loss(c, told, facts, weights, width)
-    for _ in range(12):
-        step = _solve(*_normal(c, told, facts, weights, width))
-        for share in (1.0, 0.3, 0.1):
-            base, even, longest = (math.exp(max(-1.5, min(1.5, share * s))) for s in step)
-            tried = evolve(c, base=c.base * base, even=c.even * even, longest=c.longest * longest)
-            loss = _loss(tried, told, facts, weights, width)
-            if loss < least:
-                break
-        else:
-            return c
-        done = least - loss < 1e-3 * least
-        c, least = tried, loss
-        if done:
-            return c
-    return c
-
-
-def _normal(
-    c: Correction, told: Correction, facts: Sequence[Fact], weights: Sequence[float], width: float
-) -> tuple[list[list[float]], list[float]]:
-    """The normal equations of one step."""
-    pull = _PRIOR * sum(weights) + 1e-12
-    matrix = [[2 * pull if i == j else 0.0 for j in range(3)] for i in range(3)]
-    right = [-2 * pull * p for p in _pulls(c, told)]
-    for fact, weight in zip(facts, weights, strict=True):
-        seconds = c.seconds(fact.parts)
-        error = math.log(seconds / fact.seconds)
-        error = max(-math.log(CLIP), min(math.log(CLIP), error))
-        weight *= min(1.0, width / max(abs(error), 1e-12))
-        base = c.base * fact.parts.base / seconds
-        even = c.even * (fact.parts.padded if c.padded else fact.parts.even) / seconds
-        binds = base + even < 1 - 1e-9
-        slope = (base, 0.0, 1 - base) if binds else (base, 1 - base, 0.0)
-        for i in range(3):
-            right[i] -= weight * slope[i] * error
-            for j in range(3):
-                matrix[i][j] += weight * slope[i] * slope[j]
-    return matrix, right
-
-
-def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """A small positive definite system, by elimination."""
-    n = len(right)
-    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
-    for i in range(n):
-        for j in range(i + 1, n):
-            factor = rows[j][i] / rows[i][i]
-            rows[j] = [a - factor * b for a, b in zip(rows[j], rows[i], strict=True)]
-    answer = [0.0] * n
-    for i in reversed(range(n)):
-        answer[i] = (rows[i][n] - sum(rows[i][j] * answer[j] for j in range(i + 1, n))) / rows[i][i]
-    return answer
+    With prefill all by octaves, and so are the tokens prefilled.
+    """
+    n, total, uneven = math.log2(load.n), math.log2(load.total), math.log2(load.longest * load.n / load.total)
+    if load.chunks:
+        tokens = math.log2(sum(end - start for start, end in load.chunks))
+        return f"{round(n)} {round(total)} {round(uneven)} +{round(tokens)}"
+    return f"{round(16 * n)} {round(2 * total)} {round(2 * uneven)}"
