@@ -29,6 +29,7 @@ FADE, LATEST = 400, 8  # facts until an older one counts half; the same where on
 FIRST_LOOK, LAST_LOOK = 12, 512
 FIRST_SURPRISES, LAST_SURPRISES = 2, 32
 LULL = 250  # facts without a telling one, after which one is wanted
+SURE, REFUTED = 64, 4  # facts, and of them such that contradict it, before a surface published as balanced is not
 
 
 @define(eq=False)
@@ -114,6 +115,8 @@ class SurfaceFit:
         if surprised and error_of(self.correction, facts, latest) > FAR_OFF * GOOD:
             self.correction = refit(self.correction, self._told, facts, latest)
             self.facts = {shape: fact for shape, fact in self.facts.items() if not fact.contradicts(self.correction)}
+        if self._told.surface == "balanced" != self.correction.surface and not self._sure(facts):
+            self.correction = self._told
         changed = self.correction != before
         self._usual = error_of(self.correction, facts, weights)
         if changed:
@@ -125,6 +128,10 @@ class SurfaceFit:
             self._gap = min(LAST_LOOK, 2 * self._gap)
             self._patience = max(FIRST_SURPRISES, self._patience // 2)
         self._since = self._surprises = 0
+
+    def _sure(self, facts: Sequence[Fact]) -> bool:
+        """Whether it is refuted that imbalance costs nothing: steps reported amid changes look uneven now and then."""
+        return self.seen >= SURE and sum(fact.contradicts(self._told) for fact in facts) >= REFUTED
 
     @property
     def curious(self) -> bool:
