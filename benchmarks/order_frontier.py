@@ -2,9 +2,9 @@
 
     python -m benchmarks.order_frontier [--requests 6000] [--windows 3] [--out FILE]
 
-The deep pool of the scoreboard (Llama-3.1-8B on an H100, `balanced`, 1.3 times what `fcfs` sustains), several windows of
-each trace. `cost_aligned` with ``order="remaining"``, one setting for all traces but the patience that is varied, with
-the history of outputs and with an oracle that knows them. Above capacity somebody has to wait: who is let by shortens
+The deep pool of the scoreboard (Llama-3.1-8B on an H100, `balanced`, 1.3 times what `fcfs` sustains), several windows
+of each trace. `cost_aligned` with ``order="remaining"``, one setting for all traces but the patience that is varied,
+with the history of outputs and with an oracle that knows them. Above capacity somebody has to wait: who is let by shortens
 the mean and who lets by lengthens the tail, so there is a frontier, and no patience at all is `fcfs`.
 """
 
@@ -60,8 +60,8 @@ def frontier(trace: str, requests: int, windows: int) -> list[dict[str, Any]]:
             )  # fmt: skip
             row = rows[-1]
             print(
-                f"{trace:9} {predictor:8} patience {patience:5.0f} s: mean {row['mean_times_shorter']:.2f} times shorter"
-                f" (least {row['least']:.2f}), p99 x {row['p99_ratio']:.2f}",
+                f"{trace:9} {predictor:8} patience {patience:5.0f} s: mean {row['mean_times_shorter']:.2f} times"
+                f" shorter (least {row['least']:.2f}), p99 x {row['p99_ratio']:.2f}",
                 flush=True,
             )
     return rows
