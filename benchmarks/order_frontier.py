@@ -4,8 +4,8 @@
 
 The deep pool of the scoreboard (Llama-3.1-8B on an H100, `balanced`, 1.3 times what `fcfs` sustains), several windows
 of each trace. `cost_aligned` with ``order="remaining"``, one setting for all traces but the patience that is varied,
-with the history of outputs and with an oracle that knows them. Above capacity somebody has to wait: who is let by shortens
-the mean and who lets by lengthens the tail, so there is a frontier, and no patience at all is `fcfs`.
+with the history of outputs and with an oracle that knows them. Above capacity somebody has to wait: who is let by
+shortens the mean and who lets by lengthens the tail, so there is a frontier, and no patience at all is `fcfs`.
 """
 
 from __future__ import annotations
