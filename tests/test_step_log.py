@@ -54,7 +54,7 @@ def test_gzip_and_blank_lines_are_read(tmp_path: Path) -> None:
 
 
 def test_a_name_that_says_no_form_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CallerError, match=r"must end in .csv or .jsonl, got .*steps.txt"):
+    with pytest.raises(CallerError, match=r"must end in .csv or .jsonl, got "):
         StepLog(tmp_path / "steps.txt")
 
 

@@ -47,6 +47,11 @@ ALLOWED = {
     ("alignedsched_torch/calibrate/machine.py", "importlib"): "versions of packages that are installed",
     ("alignedsched_torch/kernels/build.py", "subprocess"): "the disassembler that Triton brings, on its own output",
     ("alignedsched_torch/kernels/choice.py", "importlib.util"): "whether `triton` and `flashinfer` are installed",
+    ("adapters/versions.py", "importlib.metadata"): "the version of the engine that is installed",
+    ("adapters/vllm/settings.py", "importlib"): "a policy that the engine's owner names in the engine's own settings",
+    ("adapters/vllm/settings.py", "importlib.import_module"): "the same",
+    ("report/advice.py", "importlib.util"): "whether `rich` is installed",
+    ("cli/advise.py", "vars"): "the options of argparse's own namespace",
     ("cli/arguments.py", "vars"): "the options of argparse's own namespace",
 }
 

