@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attrs import define, evolve, field
+from attrs import evolve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,13 +19,13 @@ from alignedsched.cluster import Cluster, Device, Lane, Role
 from alignedsched.costs import AffineCosts
 from alignedsched.errors import CallerError, ConfigError, PolicyError
 from alignedsched.policies import Composition, Policy, Transfer, fcfs
-from alignedsched.policies.protocols import Stepped
 from alignedsched.registry import policy as policy_named
 from alignedsched.request import Request
 from alignedsched.sim.run import run as simulate
 from alignedsched.views import LaneView
 from alignedsched.workloads import Workload
 from benchmarks import hooks_cost
+from tests.notes import Notes
 from tests.toy_engine import ToyEngine
 
 POLICIES = ("fcfs", "cost_aligned", "density_first", "waves", "buckets", "sjf")
@@ -33,23 +33,6 @@ BALANCED = AffineCosts(5e-3, 1e-5, 1e-7)
 PADDED = AffineCosts(2e-3, 1e-5, 5e-7, surface="padded")
 GATED = AffineCosts(2e-3, 1e-5, 1e-7, 4e-6, surface="gated", gate=8.0)
 COSTS = (None, BALANCED, PADDED, GATED)
-
-
-@define
-class Listener:
-    """A watch that keeps what it is told."""
-
-    steps: list[Stepped] = field(factory=list)
-    ends: list[tuple[str, int, bool]] = field(factory=list)
-
-    def stepped(self, facts: Stepped) -> None:
-        self.steps.append(facts)
-
-    def ended(self, request: Request, produced: int, finished: bool) -> None:
-        self.ends.append((request.id, produced, finished))
-
-    def state(self) -> None: ...
-    def load(self, state: object) -> None: ...
 
 
 def hooks_of(policy: str | Policy, blocks: int = 4000, **options: Any) -> Hooks:
@@ -275,7 +258,7 @@ def test_a_preempted_request_comes_before_newer_ones() -> None:
 
 
 def test_whoever_is_gone_has_ended_and_history_hears_of_it() -> None:
-    listener = Listener()
+    listener = Notes()
     hooks = hooks_of(evolve(fcfs(), watches=(listener,)))
     hooks.decide(0.0, Resident(["a", "b", "c"], [40, 50, 60], produced=[3, 1, 1]), free_blocks=99)
     hooks.decide(0.1, Resident(["b", "c"], [51, 61]), free_blocks=99)
@@ -287,7 +270,7 @@ def test_whoever_is_gone_has_ended_and_history_hears_of_it() -> None:
 
 
 def test_steps_are_told_with_their_loads_and_seconds(tmp_path: Any) -> None:
-    listener = Listener()
+    listener = Notes()
     path = tmp_path / "steps.csv"
     with StepLog(path) as log:
         hooks = hooks_of(evolve(fcfs(), watches=(listener,)), log=log)
@@ -335,7 +318,7 @@ def test_victims_are_told_once_and_do_not_come_back_in_the_next_breath() -> None
 
 
 def test_who_ends_in_its_own_prefill_has_ended() -> None:
-    listener = Listener()
+    listener = Notes()
     hooks = hooks_of(evolve(fcfs(), watches=(listener,)), max_tokens=100)
     hooks.decide(0.0, Resident(), Queued(["done", "gone"], [60, 50]), free_blocks=50)
     hooks.decide(0.1, Resident(), Queued(), free_blocks=50)  # the second was begun only in part, and cancelled

@@ -5,39 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from attrs import define, evolve, field
+from attrs import evolve
 
 from alignedsched.cluster import HOST, Cluster, Device, KVLayout, Lane, Link, Role
 from alignedsched.costs import AffineCosts, lane_finishing_times, lane_seconds
 from alignedsched.errors import PolicyError
 from alignedsched.events import Arrived
 from alignedsched.policies import density_first, fcfs
-from alignedsched.policies.protocols import PlainData, Policy, Stepped
+from alignedsched.policies.protocols import Policy
 from alignedsched.request import Request
 from alignedsched.scheduler import Scheduler
 from alignedsched.sim.run import RunResult, run
 from alignedsched.workloads import workload
+from tests.notes import Notes
 
 COSTS = AffineCosts(0.004, 1e-5, 4e-8, 7e-7, "unsplit", per_pair=1e-9)
-
-
-@define
-class Notes:
-    """A watch that writes everything down."""
-
-    steps: list[Stepped] = field(factory=list)
-    ends: list[tuple[str, int, bool]] = field(factory=list)
-
-    def stepped(self, facts: Stepped) -> None:
-        self.steps.append(facts)
-
-    def ended(self, request: Request, produced: int, finished: bool) -> None:
-        self.ends.append((request.id, produced, finished))
-
-    def state(self) -> PlainData:
-        return None
-
-    def load(self, state: PlainData) -> None: ...
 
 
 def cluster(ranks: int = 1, run_ahead: int = 0, blocks: int = 1500) -> Cluster:

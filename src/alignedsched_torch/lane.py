@@ -24,6 +24,7 @@ from .forward import ChunkWork, Forward, StepWork
 from .job import Job
 from .memory import KVPool
 from .orders import InForce, Launched
+from .reports import Reports
 from .table import Column
 
 
@@ -34,7 +35,7 @@ class LaneRunner:
         self, lane: Lane, forward: Forward, pool: KVPool, jobs: Mapping[RequestId, Job], first_step: int = 0
     ) -> None:
         self.lane = lane
-        self.launched = self.done = self._reported = first_step - 1
+        self.launched = self.done = first_step - 1
         self.steps = 0
         self._forward = forward
         self.attention = forward.attention.name  # see ``kernels.choice``
@@ -43,20 +44,16 @@ class LaneRunner:
         self._table = forward.table
         self._device = pool.device
         self._pending: deque[Step] = deque()
-        self._orders: deque[InForce] = (
-            deque()
-        )  # took effect, and may still have something to tell; the last is in force
+        self._reports = Reports(lane, self.done)
         self._flying: deque[Launched] = deque()
         self._leaving: dict[int, int] = {}  # slots, and the last step that writes each
         self._members: dict[RequestId, int] = {}
-        self._failed: StepsFailed | None = None
-        self._last_end = 0.0
 
     # -- orders
 
     def take(self, step: Step) -> None:
         """An order has come. While a failure is being reported it is void: it was made without knowing of it."""
-        if self._failed is None:
+        if self._reports.failed is None:
             self._pending.append(step)
             self._change()
 
@@ -65,23 +62,20 @@ class LaneRunner:
 
     def awaited(self) -> set[RequestId]:
         """Requests that orders name whose first step has not been launched."""
-        steps = [*self._pending, *(order.step for order in self._orders if order.first > self.launched)]
+        steps = [*self._pending, *(order.step for order in self._reports.not_begun(self.launched))]
         joins = {join.request for step in steps for join in step.joins}
         return joins | {chunk.request for step in steps for chunk in step.chunks}
-
-    def _force(self) -> InForce | None:
-        return self._orders[-1] if self._orders else None
 
     def _change(self) -> None:
         """Orders take effect before the next step, each with chunks only after the one before has run its own."""
         while self._pending:
-            force = self._force()
+            force = self._reports.force
             if force is not None and force.step.chunks and self.launched < force.first:
                 return
             self._apply(self._pending.popleft(), self.launched + 1)
 
     def _apply(self, step: Step, first: int) -> None:
-        self._orders.append(InForce(step, first))
+        self._reports.take(InForce(step, first))
         leaves = [self._members.pop(request) for request in step.leaves if request in self._members]
         self._leaving |= dict.fromkeys(leaves, self.launched)
         joins = []
@@ -120,10 +114,10 @@ class LaneRunner:
 
     def _launch(self) -> bool:
         """Launch the next step if there is one to run."""
-        if self._failed is not None:
+        if self._reports.failed is not None:
             return False
         self._change()
-        force, number = self._force(), self.launched + 1
+        force, number = self._reports.force, self.launched + 1
         if force is None or number > force.last:
             return False
         self._table.expire(number)
@@ -179,7 +173,7 @@ class LaneRunner:
 
     def end_steps(self, through: int) -> None:
         """Take in the steps up to that one, as soon as they have ended; launch nothing."""
-        while self._flying and self._flying[0].number <= through and self._failed is None:
+        while self._flying and self._flying[0].number <= through and self._reports.failed is None:
             try:
                 self._flying[0].event.wait()
             except RuntimeError as error:
@@ -195,9 +189,8 @@ class LaneRunner:
             self._flying.appendleft(step)  # it did not happen either
             self._fail("its logits are not finite", poisoned(step, made, self._table, self._jobs))
             return
-        table, order = self._table, step.order
-        order.seconds += now - max(step.began, self._last_end)
-        self._last_end = order.ended = now
+        table = self._table
+        self._reports.step_ended(step.order, step.began, now)
         self.done = step.number
         rows, tokens = step.rows, made[: len(step.rows)]
         self._chunks_ended(step, made[len(rows) :])
@@ -263,22 +256,16 @@ class LaneRunner:
 
     def fail(self, reason: str) -> bool:
         """The oldest step under way counts as failed, and all behind it. False: none is under way."""
-        if not self._flying or self._failed is not None:
+        if not self._flying or self._reports.failed is not None:
             return False
         self._fail(reason)
         return True
 
     def _fail(self, reason: str, culprits: tuple[RequestId, ...] = ()) -> None:
         """The next step failed: nothing beyond ``done`` counts, the lane is empty and waits for an order."""
-        force = next((o for o in reversed(self._orders) if o.first <= self.done + 1), None)
-        assert force is not None, "a step fails under an order"
         unwrite(self._flying, self._table, self._pool, (*self._members.values(), *self._leaving))
         self.launched = self.done
-        self._failed = StepsFailed(
-            self.lane.id, force.step.order, force.first, max(self.done, force.first - 1), reason, culprits,
-            tuple(force.finished),
-        )  # fmt: skip
-        force.finished.clear()
+        self._reports.fail(self.done, reason, culprits)
         for slot in (*self._members.values(), *self._leaving):
             self._table.unseat(slot)
         self._leaving.clear()
@@ -291,26 +278,7 @@ class LaneRunner:
 
     def due(self) -> bool:
         """Whether there is something the scheduler has to hear now."""
-        if self._failed is not None or any(order.finished or order.prefilled for order in self._orders):
-            return True
-        if any(self._is_news(number) for number in range(len(self._orders))):
-            return True
-        force = self._force()
-        if force is None or force.first - 1 > self.done:
-            return False
-        last = force.last
-        return self._reported < last - self.lane.run_ahead <= self.done or self._reported < last <= self.done
-
-    def _is_news(self, number: int) -> bool:
-        """Whether it is news by itself that the n-th order took effect.
-
-        One with chunks runs its step first; one that another replaced at once is told of by that one's report.
-        """
-        order = self._orders[number]
-        if order.told or order.step.chunks or not (order.step.leaves or not order.step.horizon):
-            return False
-        replaced = number + 1 < len(self._orders) and self._orders[number + 1].first == order.first
-        return order.first - 1 <= self.done and not replaced
+        return self._reports.due(self.done)
 
     def next_event(self) -> Event | None:
         """What the lane waits for."""
@@ -318,40 +286,7 @@ class LaneRunner:
 
     def reports(self) -> list[StepsDone | StepsFailed]:
         """What is done and was not told: of orders replaced since, then of the one in force, then a failure."""
-        told: list[StepsDone | StepsFailed] = []
-        while self._orders:
-            order = self._orders[0]
-            if order.first - 1 > self.done or (self._failed is not None and order.step.order == self._failed.order):
-                break
-            later = self._orders[1] if len(self._orders) > 1 else None
-            through = self.done if later is None else min(self.done, later.first - 1)
-            if through >= order.first and (through > self._reported or order.finished or order.prefilled):
-                told.append(self._told(order, through))
-            elif self._is_news(0):
-                told.append(self._told(order, order.first - 1))
-            if later is None or later.first - 1 > self.done:
-                break
-            self._orders.popleft()
-        if self._failed is not None:
-            told.append(self._failed)
-            self._failed = None
-            self._orders.clear()
-            self._reported = self.done
-        return told
-
-    def _told(self, order: InForce, through: int) -> StepsDone:
-        before = self._last_end or None  # when the step before its first ended
-        ended = before if order.ended is None else order.ended
-        event = StepsDone(
-            self.lane.id, order.step.order, order.first, through, tuple(order.finished), tuple(order.prefilled),
-            order.seconds, self.launched, ended,
-        )  # fmt: skip
-        order.finished.clear()
-        order.prefilled.clear()
-        order.seconds = 0.0
-        order.told = True
-        self._reported = max(self._reported, through)
-        return event
+        return self._reports.tell(self.done, self.launched)
 
     def drop(self, job: Job) -> None:
         """A request was released: whatever row it has goes when nothing writes it."""

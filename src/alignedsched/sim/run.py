@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import define, field, frozen
 
 from ..cluster import HOST, Cluster
 from ..costs import Costs
@@ -37,6 +37,48 @@ class RunResult:
     figures: dict[str, Any]
     latency: LatencyCollector
     scheduler: Scheduler
+
+
+@define
+class _Tally:
+    """What a run came to so far, scheduler call by scheduler call."""
+
+    executor: SimulatedExecutor
+    latency: LatencyCollector
+    meters: LaneMeters
+    calls: int = 0
+    events: int = 0
+    ended: int = 0  # requests
+    last: float = 0.0  # when one last did
+    unserved: set[str] = field(factory=set)  # that ended otherwise than finished
+
+    def observe(self, now: float, events: tuple[Event, ...], plan: Plan) -> None:
+        self.calls += 1
+        self.events += len(events)
+        if plan.releases:
+            self.ended += len(plan.releases)
+            self.last = now
+            self.unserved.update(r.request for r in plan.releases if r.outcome is not Outcome.FINISHED)
+        self.latency.observe(now, events, plan, self.executor.durations)
+        self.meters.observe(now, self.executor.spans)
+
+    def figures(self, policy: str, preemptions: int, simulated: float, wall: float) -> dict[str, Any]:
+        """All figures but the bound; nothing may be observed after."""
+        latency = self.latency
+        return {
+            "policy": policy,
+            "requests": latency.requests,
+            "output_tokens": latency.output_tokens,
+            "simulated_s": simulated,
+            "wall_s": wall,
+            "steps": self.executor.steps,
+            "events": self.events,
+            "throughput_tok_s": latency.output_tokens / simulated if simulated else 0.0,
+            "latency_s": latency.summary(),
+            "bubbles": self.meters.close(self.last),
+            "copies": copies(self.executor),
+            "preemptions": preemptions,
+        }
 
 
 def run(
@@ -70,48 +112,25 @@ def run(
         begin(scheduler)
     executor = SimulatedExecutor(cluster, costs)
     oracles = [watch for watch in policy.watches if isinstance(watch, Oracle)]
-    latency = LatencyCollector(cluster)
-    meters = LaneMeters(cluster, scheduler)
-    unserved: set[str] = set()
-    state = {"calls": 0, "events": 0, "ended": 0, "last": 0.0}
+    tally = _Tally(executor, LatencyCollector(cluster), LaneMeters(cluster, scheduler))
 
     def watch(now: float, events: tuple[Event, ...], plan: Plan) -> None:
-        state["calls"] += 1
-        state["events"] += len(events)
-        latency.observe(now, events, plan, executor.durations)
-        meters.observe(now, executor.spans)
-        if plan.releases:
-            state["ended"] += len(plan.releases)
-            state["last"] = now
-            unserved.update(r.request for r in plan.releases if r.outcome is not Outcome.FINISHED)
+        tally.observe(now, events, plan)
         if observe is not None:
             observe(now, events, plan)
-        if check_every is not None and state["calls"] % check_every == 0:
+        if check_every is not None and tally.calls % check_every == 0:
             scheduler.check()
-        if tick is not None and state["calls"] % TICK_EVERY == 0:
-            tick(int(state["ended"]), now)
+        if tick is not None and tally.calls % TICK_EVERY == 0:
+            tick(tally.ended, now)
 
     with scheduler if isinstance(scheduler, RecordedScheduler) else nullcontext():
         drive(scheduler, executor, _arrivals(workload, (executor, *oracles), cluster.max_positions), observe=watch)
     start = float(workload.arrival_s[0]) if len(workload) else 0.0
-    simulated = max(0.0, state["last"] - start)
-    figures = {
-        "policy": policy.name,
-        "requests": latency.requests,
-        "output_tokens": latency.output_tokens,
-        "simulated_s": simulated,
-        "wall_s": time.perf_counter() - began,
-        "steps": executor.steps,
-        "events": int(state["events"]),
-        "throughput_tok_s": latency.output_tokens / simulated if simulated else 0.0,
-        "latency_s": latency.summary(),
-        "bubbles": meters.close(state["last"]),
-        "copies": copies(executor),
-        "preemptions": scheduler.counts["preemptions"],
-    }
+    simulated = max(0.0, tally.last - start)
+    figures = tally.figures(policy.name, scheduler.counts["preemptions"], simulated, time.perf_counter() - began)
     if not isinstance(costs, dict):
-        figures |= _bound(workload, unserved, cluster, costs, simulated)
-    return RunResult(figures, latency, scheduler)
+        figures |= _bound(workload, tally.unserved, cluster, costs, simulated)
+    return RunResult(figures, tally.latency, scheduler)
 
 
 def effective_outputs(workload: Workload, max_positions: int) -> np.ndarray[Any, np.dtype[np.int64]]:

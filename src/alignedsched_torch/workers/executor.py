@@ -7,12 +7,10 @@ ready. What was in their memory is computed again: the scheduler knows how.
 
 from __future__ import annotations
 
-import time
-import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from alignedsched.cluster import HOST, Cluster
 from alignedsched.errors import CallerError, ExecutorError
@@ -23,11 +21,10 @@ from alignedsched.request import RequestId
 from ..job import Job
 from ..memory import KVPool, PageShape
 from ..models import ModelConfig
-from .alarm import Alarm
+from .fleet import Fleet
 from .flights import Draft, Flights
-from .group import Group, LostError
-from .launch import Launcher, Spawn
-from .meeting import Meeting
+from .group import LostError
+from .launch import Launcher
 from .memory import Region, SharedDevice
 from .messages import News, Orders, Told, all_of
 from .spec import DTYPES, Limits, WorkerSpec, check, page_shape
@@ -37,10 +34,8 @@ from .spec import DTYPES, Limits, WorkerSpec, check, page_shape
 class _Lane:
     """What the driver remembers of a lane, whoever its workers are."""
 
-    spec: WorkerSpec
     known: dict[RequestId, int] = field(factory=dict)  # tokens its workers know of each request
     through: int = -1  # the last step told
-    starts: int = 1
 
 
 class WorkersExecutor:
@@ -66,23 +61,14 @@ class WorkersExecutor:
         check(cluster, config, tensor_parallel, device, dtype)
         self.cluster = cluster
         self.jobs: dict[RequestId, Job] = {}
-        self.lost: list[str] = []  # why workers were lost, in order
-        self._limits = limits or Limits()
-        self._launcher = launcher or Spawn()
-        self._meeting = Meeting(tensor_parallel > 1)
-        self._lanes: dict[str, _Lane] = {}
-        self._groups: dict[str, Group] = {}
-        self._regions: list[dict[str, Region]] = [{} for _ in range(tensor_parallel)]
-        self._alarm = Alarm()
-        self._finalizer = weakref.finalize(
-            self, _end, self._groups, self._regions, self._launcher, self._meeting, self._alarm
-        )
+        self._fleet = Fleet(tensor_parallel, launcher, limits)
+        self._lanes = {lane.id: _Lane() for lane in cluster.lanes}
         lanes = {lane.ranks[0]: lane.id for lane in cluster.lanes}
         self._lane_of = {tier.id: lanes[tier.device] for tier in cluster.tiers.values() if tier.device is not None}
         tiers = [tier for tier in cluster.tiers.values() if device == "cpu" or tier.id == HOST]
         try:
             shape = page_shape(cluster, config, DTYPES[dtype], tensor_parallel)
-            for rank, regions in enumerate(self._regions):
+            for rank, regions in enumerate(self._fleet.regions):
                 for tier in tiers:
                     regions[tier.id] = Region.make(f"kv {tier.id} {rank}", tier.blocks * shape.bytes)
             self._host = self._host_pool(shape)
@@ -90,36 +76,18 @@ class WorkersExecutor:
             for number, lane in enumerate(cluster.lanes):
                 spec = WorkerSpec(
                     str(Path(folder).resolve()), dtype, device, cluster, lane.id, 0, tensor_parallel,
-                    number * tensor_parallel, 0, self._meeting.address, "", tuple(tier.id for tier in tiers),
+                    number * tensor_parallel, 0, self._fleet.store, "", tuple(tier.id for tier in tiers),
                 )  # fmt: skip
-                self._lanes[lane.id] = _Lane(spec)
-                self._start(lane.id)
-            self._await_all()
+                self._fleet.start(spec)
+            self._fleet.await_all()
         except BaseException:
             self.close()
             raise
 
     def _host_pool(self, shape: PageShape) -> KVPool | None:
         """Page numbers of the host tier; they are the same for every rank's share."""
-        region = self._regions[0].get(HOST)
+        region = self._fleet.regions[0].get(HOST)
         return None if region is None else KVPool(HOST, SharedDevice(HOST, region), shape, self.cluster.host_blocks)
-
-    def _start(self, lane: str) -> None:
-        state = self._lanes[lane]
-        spec = evolve(state.spec, first_step=state.through + 1, meeting=f"{lane}/{state.starts}")
-        state.known.clear()
-        self._groups[lane] = Group(spec, self._launcher, self._regions, self._limits, self.now())
-
-    def _await_all(self) -> None:
-        while True:
-            for group in self._groups.values():
-                try:
-                    group.listen(self.now())
-                except LostError as error:
-                    raise ExecutorError(f"lane {group.spec.lane!r} did not start: {error}") from error
-            if all(group.ready for group in self._groups.values()):
-                return
-            self._sleep(None)
 
     # -- requests
 
@@ -141,12 +109,18 @@ class WorkersExecutor:
 
     def pids(self, lane: str) -> tuple[int, ...]:
         """The worker processes of a lane, by rank; none while it is lost."""
-        return self._groups[lane].pids if lane in self._groups else ()
+        group = self._fleet.get(lane)
+        return () if group is None else group.pids
+
+    @property
+    def lost(self) -> list[str]:
+        """Why workers were lost, in order."""
+        return self._fleet.lost
 
     # -- the protocol
 
     def now(self) -> float:
-        return time.monotonic()
+        return self._fleet.now()
 
     def submit(self, plan: Plan) -> None:
         """Hand a plan to the workers. Raises ExecutorError if it cannot be carried out."""
@@ -182,48 +156,33 @@ class WorkersExecutor:
         Then every lane tells what it has done, and launches nothing before the plan that answers: what the scheduler
         takes for launched is what is launched. Steps under way, up to run-ahead, go on meanwhile.
         """
-        self._release_held()
+        self._fleet.release_held()
         while True:
             events = self._collect()
-            woken = self._alarm.woken()
+            woken = self._fleet.woken()
             if events or woken or (until is not None and self.now() >= until):
                 break
-            if until is None and not len(self._flights) and all(group.resting() for group in self._groups.values()):
+            if until is None and not len(self._flights) and self._fleet.resting():
                 gone = "; ".join(self.lost)
                 raise ExecutorError(
                     "nothing is under way and nobody said until when to wait: the scheduler is stuck"
                     + (f"; lost so far: {gone}" if gone else "")
                 )
-            self._sleep(until)
+            self._fleet.sleep(until)
         return events + self._hold()
-
-    def _release_held(self) -> None:
-        """Lanes held for a plan that never came go on."""
-        for group in self._groups.values():
-            if group.held:
-                group.post(Orders(go=True), self.now())
 
     def _hold(self) -> list[ExecutorEvent]:
         """Let every lane that may run tell and wait; returns what was told."""
         events: list[ExecutorEvent] = []
-        asked = [group for group in self._groups.values() if group.ready and not group.held and not group.resting()]
-        for group in asked:
-            group.post(Orders(hold=True), self.now())
-        while any(not group.held and self._groups.get(group.spec.lane) is group for group in asked):
-            self._sleep(None)
+        asked = self._fleet.hold()
+        while self._fleet.awaits(asked):
+            self._fleet.sleep(None)
             events += self._collect()
         return events
 
     def wake(self) -> None:
         """End the present ``wait``, or the next one, at once. The one method that other threads may call."""
-        self._alarm.wake()
-
-    def _sleep(self, until: float | None) -> None:
-        """Until a worker rings, somebody wakes us, or something is due."""
-        now = self.now()
-        times = [group.due(now) for group in self._groups.values()] + ([] if until is None else [until])
-        files = (file for group in self._groups.values() for file in group.files())
-        self._alarm.sleep(files, min(times) - now if times else None)
+        self._fleet.wake()
 
     # -- to the workers
 
@@ -262,17 +221,13 @@ class WorkersExecutor:
         orders = Orders(
             tuple(draft.returned), news, drops, releases, tuple(draft.moves), tuple(draft.lends), steps, go=go
         )  # fmt: skip
-        group = self._groups.get(lane)
-        if (
-            group is not None and group.ready and (orders or (go and group.held))
-        ):  # what a lost lane is told means nothing
-            group.post(orders, self.now())
+        self._fleet.post(lane, orders)
 
     # -- from the workers
 
     def _collect(self) -> list[ExecutorEvent]:
         events: list[ExecutorEvent] = []
-        for lane, group in tuple(self._groups.items()):
+        for lane, group in self._fleet:
             was_ready = group.ready
             try:
                 told = group.listen(self.now())
@@ -314,41 +269,22 @@ class WorkersExecutor:
 
     def _lose(self, lane: str, why: str, was_ready: bool) -> list[ExecutorEvent]:
         """A lane's workers are gone: the others hear what that means for them, new ones are started."""
-        self.lost.append(why)
-        self._groups.pop(lane).kill()
+        self._fleet.lose(lane, why)
         drafts, state = self._drafts(), self._lanes[lane]
         self._flights.lose(lane, drafts)
         self._forward(drafts)
-        if self._launcher.again and state.starts <= self._limits.restarts:
-            state.starts += 1
-            self._start(lane)
-        return [DeviceLost(state.spec.own)] if was_ready else []
+        state.known.clear()
+        self._fleet.replace(lane, state.through + 1)
+        return [DeviceLost(self.cluster.lane[lane].ranks[0])] if was_ready else []
 
     # -- the end
 
     def close(self) -> None:
         """End all workers and give all memory back; what is open stays undone. More than once is fine."""
-        self._finalizer()
+        self._fleet.close()
 
     def __enter__(self) -> WorkersExecutor:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _end(
-    groups: dict[str, Group], regions: list[dict[str, Region]], launcher: Launcher, meeting: Meeting, alarm: Alarm
-) -> None:
-    """All of it, also when nobody closed and the interpreter ends."""
-    for group in groups.values():
-        group.goodbye()
-    for group in groups.values():
-        group.kill(5.0)
-    groups.clear()
-    for rank in regions:
-        for region in rank.values():
-            region.close()
-    launcher.close()
-    meeting.close()
-    alarm.close()
