@@ -162,6 +162,8 @@ BLOCKS = (
     Block("prefill apart, with and without staging", ("8B",), ("gated", "unsplit"), ("disaggregated", "unstaged"),
           ("mooncake", "azure"), ("0.6", "1.3")),
     Block("ranks in lockstep", ("8B",), ("lockstep",), ("pool",), ("mooncake", "r1"), ("1.3", "offline"), IN_LOCKSTEP),
+    Block("ranks in lockstep that prefill, too", ("8B",), ("lockstep",), ("colocated",), ("mooncake", "r1"), ("1.3",),
+          IN_LOCKSTEP),
     Block("below capacity, two KV heads", ("70B",), ("gated", "unsplit"), ("pool",), MAIN, ("0.6", "0.9")),
     Block("everybody, the limit cases flooded", ("8B",), ("unsplit", "padded"), ("pool",), MAIN, ("1.3 even",),
           EVERYBODY),
