@@ -14,9 +14,9 @@ member's time (s) or gate is four times too much or too little, or another kind 
 ``tokens`` are decode tokens per second of steps. They depend on which requests are served: sorted waves begin with the
 short ones, so that in a backlog whoever is ahead serves longer ones in the same steps, and fewer tokens a second.
 ``work`` weighs them by what they would cost if nobody paid for imbalance: a decode token its share of a full batch's
-step and its context's attention, a chunk what it adds to a step. ``settled`` is the work of a policy that is told the
-wrong surface up to step 200 and the truth from there on: what no refit can give back, because of who has begun until
-then. ``whole`` is tokens per second over the whole run. The aim is 0.97.
+step and its context's attention, a chunk what it adds to a step. ``settled`` is what a policy reaches that is told the
+wrong surface up to step 200 and the truth from there on: what no refit can give back from there, because of who has
+begun until then. ``whole`` is tokens per second over the whole run. The aim is 0.97.
 """
 
 from __future__ import annotations
@@ -195,9 +195,10 @@ def row(setting: Setting, best: Sequence[Reached], true: Costs, told: Costs) -> 
     figures = {"tokens": [a.tokens / b.tokens for a, b in pairs], "work": [a.work / b.work for a, b in pairs]}
     if setting.name == "backlog":
         figures["whole"] = [a.whole / b.whole for a, b in pairs]
-        if not isinstance(true, Until):
-            late = setting.told(true, Until(FIRST, told, true), refit=False)
-            figures["settled"] = [a.work / b.work for a, b in zip(late, best, strict=True)]
+    if not isinstance(true, Until):
+        late = list(zip(setting.told(true, Until(FIRST, told, true), refit=False), best, strict=True))
+        figures["settled tokens"] = [a.tokens / b.tokens for a, b in late]
+        figures["settled work"] = [a.work / b.work for a, b in late]
     return {name: [round(value, 4) for value in values] for name, values in figures.items()}
 
 

@@ -236,7 +236,8 @@ TURN = Turn(1, 300, 17, 33, 17, 2.5, 0.01, 3, 213)
 MEMORIES = (
     Memory(),
     Memory(
-        {"queue": Backlog(Wave(["a", "b"], 1), 3.0)}, {"l": LaneMemory(TURN, 4.0), "m": LaneMemory(None, None, True)}
+        {"queue": Backlog(Wave(["a", "b"], 1), 3.0, 2.0, 5)},
+        {"l": LaneMemory(TURN, 4.0), "m": LaneMemory(None, None, True)},
     ),
 )
 
@@ -255,8 +256,10 @@ def test_memory_survives_json(memory: Memory) -> None:
         {"backlogs": [], "lanes": {}},
         {"backlogs": {"queue": [None]}, "lanes": {}},
         {"backlogs": {"queue": [["a"], None]}, "lanes": {}},
-        {"backlogs": {"queue": [[["a"], 2], None]}, "lanes": {}},
-        {"backlogs": {"queue": [[[7], 0], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[None, None], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[None, None, 0.5], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[[["a"], 2], None, 0], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[[[7], 0], None, 0], None]}, "lanes": {}},
         {"backlogs": {}, "lanes": {"l": [[None, False], "late"]}},
         {"backlogs": {}, "lanes": {"l": [[None, 1], None]}},
         {"backlogs": {}, "lanes": {"l": [None, None]}},

@@ -10,15 +10,12 @@ from collections.abc import Iterator
 import pytest
 from attrs import evolve
 
-from alignedsched.cluster import Cluster
 from alignedsched.costs import AffineCosts, Costs, Load
 from alignedsched.errors import CallerError
 from alignedsched.policies.believed import BelievedCosts, Correction, published_correction
 from alignedsched.policies.protocols import Stepped
 from alignedsched.policies.surface_fit import FADE, SHAPES, SurfaceFit
 from alignedsched.sim.build import build
-from alignedsched.workloads import workload
-from benchmarks.wrong_surface import Until, reached, steady
 
 T0, C, S, GATE = 6e-3, 4.4e-8, 16 * 4.4e-8, 40
 SURFACES = ("balanced", "gated", "unsplit", "padded")
@@ -270,43 +267,38 @@ def test_believed_costs_without_correction_are_the_published_ones(surface: str) 
     assert believed.step_seconds(chunked) == pytest.approx(true.step_seconds(chunked))
 
 
-@pytest.fixture(scope="module")
-def servers() -> dict[str, tuple[Cluster, Costs]]:
-    """The same server with each surface."""
-    built = {
-        surface: build("h100", "llama-3.1-8b", topology="colocated", lanes=1, surface=surface, staging=False)
-        for surface in SURFACES
-    }
-    return {surface: (made.cluster, made.costs) for surface, made in built.items()}
-
-
 @pytest.mark.parametrize(
-    ("surface", "wrong"),
-    [("gated", {"even": 4.0}), ("padded", {"even": 0.25}), ("balanced", {"even": 0.25})],
+    ("other", "unlike"),
+    [
+        (Correction(longest=1e-6, gate=20.0), False),
+        (Correction(1.1, 0.9, 1.1e-6, 21.0, False, 1.1), False),
+        (Correction(1.3, longest=1e-6, gate=20.0), True),
+        (Correction(even=0.7, longest=1e-6, gate=20.0), True),
+        (Correction(longest=2e-6, gate=20.0), True),
+        (Correction(longest=1e-6, gate=30.0), True),
+        (Correction(longest=1e-6, gate=20.0, prefill=1.3), True),
+        (Correction(longest=1e-6, gate=1.0), True),
+        (Correction(), True),
+        (Correction(padded=True), True),
+    ],
 )
-def test_a_policy_told_the_wrong_surface_does_as_much_work(
-    servers: dict[str, tuple[Cluster, Costs]], surface: str, wrong: dict[str, float]
-) -> None:
-    """Over steps 200 to 2,200; ``python -m benchmarks.wrong_surface`` has more of these."""
-    cluster, true = servers[surface]
-    told = BelievedCosts(true, evolve(published_correction(true), **wrong))  # type: ignore[arg-type]
-    traffic = workload("mooncake", seed=1, n=400).scaled(0.6)
-    assert reached(traffic, cluster, true, told).work >= 0.97 * reached(traffic, cluster, true, true).work
+def test_a_belief_is_unlike_another_where_a_factor_or_the_kind_is(other: Correction, unlike: bool) -> None:
+    belief = Correction(longest=1e-6, gate=20.0)
+    assert belief.unlike(other) == other.unlike(belief) == unlike
 
 
-def test_a_gate_that_moves_is_found_by_probing_and_not_without(
-    servers: dict[str, tuple[Cluster, Costs]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Groups are run all along, in none of which the gate would show; with a gate that stays, probing costs nothing."""
-    (cluster, gated), (_, balanced) = servers["gated"], servers["balanced"]
-
-    def run() -> tuple[float, float]:
-        moves = reached(steady(0), cluster, Until(700, gated, balanced), gated)
-        stays = reached(steady(0), cluster, gated, gated)
-        return moves.whole, stays.whole
-
-    moves, stays = run()
-    monkeypatch.setattr(SurfaceFit, "curious", property(lambda fit: False))
-    moves_unseen, stays_unseen = run()
-    assert moves > 1.02 * moves_unseen
-    assert stays > 0.985 * stays_unseen
+def test_only_a_belief_that_explains_what_is_seen_is_one_to_decide_anew_by() -> None:
+    """What is tried after a few strange steps is not, nor is the way back from it."""
+    true, draw = affine("unsplit"), random.Random(0)
+    fit = SurfaceFit()
+    fit.costs(true)
+    feed(fit, true, 300, noise=0.0)
+    tried = 0
+    for number, load in zip(range(200), loads(4), strict=False):
+        strange = draw.choice([0.3, 3.0]) if number % 40 < 6 else 1.0
+        fit.stepped(Stepped("lane", (load,), 1, true.step_seconds(load) * strange))
+        tried += fit.correction.unlike(fit.settled)
+    assert tried
+    assert not fit.beliefs
+    feed(fit, affine("unsplit", c=4.0), 100, noise=0.0)
+    assert fit.beliefs

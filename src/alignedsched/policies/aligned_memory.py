@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import evolve, field, frozen
 
 from ..errors import CallerError
-from ..outside import is_number, show
+from ..outside import is_count, is_number, show
 from .protocols import PlainData
 from .rounds import Turn
 from .sorted_waves import Wave
@@ -14,12 +14,13 @@ from .sorted_waves import Wave
 @frozen
 class Backlog:
     """The order of what waits: the wave (None: order of arrival), when the gate was asked last, and when the first of
-    the waves that are on began (seconds).
+    the waves that are on began (seconds). ``belief``: which belief about costs the gate was asked with.
     """
 
     wave: Wave | None = None
     asked: float | None = None
     began: float | None = None
+    belief: int = 0
 
 
 @frozen
@@ -56,7 +57,10 @@ class Memory:
     def plain(self) -> PlainData:
         """As plain data. O(requests of the waves + lanes)."""
         backlogs: dict[str, PlainData] = {
-            name: [[None if backlog.wave is None else backlog.wave.plain(), backlog.began], backlog.asked]
+            name: [
+                [None if backlog.wave is None else backlog.wave.plain(), backlog.began, backlog.belief],
+                backlog.asked,
+            ]
             for name, backlog in self.backlogs.items()
         }
         lanes: dict[str, PlainData] = {
@@ -95,10 +99,12 @@ def _pairs(what: str, plain: PlainData) -> dict[str, tuple[PlainData, float | No
     return pairs
 
 
-def _wave(name: str, plain: PlainData, asked: float | None) -> tuple[Wave | None, float | None, float | None]:
-    if not isinstance(plain, list) or len(plain) != 2 or not (plain[1] is None or is_number(plain[1])):
-        raise CallerError(f"cost_aligned: backlogs[{name!r}] of its state: a wave and seconds, got {show(plain)}")
-    return None if plain[0] is None else Wave.from_plain(plain[0]), asked, plain[1]
+def _wave(name: str, plain: PlainData, asked: float | None) -> tuple[Wave | None, float | None, float | None, int]:
+    if isinstance(plain, list) and len(plain) == 3:
+        wave, began, belief = plain
+        if (began is None or is_number(began)) and is_count(belief):
+            return None if wave is None else Wave.from_plain(wave), asked, began, belief
+    raise CallerError(f"cost_aligned: backlogs[{name!r}] of its state: a wave, seconds, a count, got {show(plain)}")
 
 
 def _turn(lane: str, plain: PlainData, looked: float | None) -> tuple[Turn | None, float | None, bool]:

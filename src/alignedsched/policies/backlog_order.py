@@ -1,7 +1,8 @@
 """In which order a backlog goes: by arrival, or in sorted waves where the gate finds that they serve it better.
 
 The gate is asked only while something does not fit, and seldom: it says yes or no for a while, and waves that are on
-are looked at again whenever they have lasted twice as long.
+are looked at again whenever they have lasted twice as long. It is asked again at once when another surface is believed
+in: who begins in the wrong order holds the device for long.
 """
 
 from __future__ import annotations
@@ -67,32 +68,36 @@ class BacklogOrder:
     gate: GateSettings
     expected: Expected
 
-    def after(self, view: LaneView, costs: Costs, memory: Memory, sitting_out: int) -> Memory:
+    def after(self, view: LaneView, costs: Costs, memory: Memory, sitting_out: int, belief: int = 0) -> Memory:
         """In which order what waits for the lane goes from now on: the queue, or, where it only decodes, the pool.
 
-        ``sitting_out``: requests in the lane's devices that keep their seats. O(1); O(n log n) when a wave begins.
+        ``sitting_out``: requests in the lane's devices that keep their seats. ``belief``: another number whenever the
+        costs are believed to be others. O(1); O(n log n) when a wave begins.
         """
         if view.role.prefills:
-            return memory.with_backlog("queue", self._backlog(view, costs, memory.backlog("queue"), -sitting_out))
+            queue = self._backlog(view, costs, memory.backlog("queue"), -sitting_out, belief)
+            return memory.with_backlog("queue", queue)
         # What a wave hands over joins as it comes: by arrival, later parts of the wave would overtake the first.
         follows = memory.backlog("queue").wave is not None
-        return memory.with_backlog("pool", self._backlog(view, costs, memory.backlog("pool"), 0, follows))
+        return memory.with_backlog("pool", self._backlog(view, costs, memory.backlog("pool"), 0, belief, follows))
 
-    def _backlog(self, view: LaneView, costs: Costs, backlog: Backlog, seats: int, follows: bool = False) -> Backlog:
+    def _backlog(
+        self, view: LaneView, costs: Costs, backlog: Backlog, seats: int, belief: int, follows: bool = False
+    ) -> Backlog:
         if self._fits(view, seats):
-            return backlog if backlog.wave is None else Backlog(None, backlog.asked)
+            return backlog if backlog.wave is None else evolve(backlog, wave=None, began=None)
         now = view.now
-        if not follows and self.gate.due(backlog, now):
+        if not follows and (belief != backlog.belief or self.gate.due(backlog, now)):
             if costs.surface == "balanced" or not self._pays(view, costs, backlog):
-                return Backlog(None, now)
+                return Backlog(None, now, None, belief)
             wave = backlog.wave or Wave()
             if view.role.prefills:
                 wave = wave.anew(view.queue, self.expected.of)
-            backlog = Backlog(wave, now, now if backlog.wave is None else backlog.began)
+            backlog = Backlog(wave, now, now if backlog.wave is None else backlog.began, belief)
         elif backlog.wave is None:
             if not follows:
                 return backlog
-            backlog = Backlog(Wave(), backlog.asked, now)
+            backlog = evolve(backlog, wave=Wave(), began=now)
         return self._advanced(view, backlog)
 
     def _advanced(self, view: LaneView, backlog: Backlog) -> Backlog:

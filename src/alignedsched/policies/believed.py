@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from ..load import Costs, Load, check_uniform
+from ..outside import is_number
 from .protocols import PlainData
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MANY = 4096  # members: beyond any gate
 FAR = 1_000_000  # tokens: the longest member's time is told by its slope
+UNLIKE = 1.2  # factors further apart than this may decide otherwise
 _MEMO_SIZE = 8192
 
 
@@ -63,6 +65,15 @@ class Correction:
         """The same step's if imbalance cost nothing. O(1)."""
         return self.base * parts.base + self.prefill * parts.prefill + self.even * parts.even
 
+    def unlike(self, other: Correction) -> bool:
+        """Whether decisions may be others by this than by the other: another kind, or a factor far from the other's."""
+        mine, others = (
+            (c.base, c.even, c.prefill, *((c.longest, c.gate) if self.longest else ())) for c in (self, other)
+        )
+        return self.surface != other.surface or any(
+            max(a, b) > UNLIKE * min(a, b) for a, b in zip(mine, others, strict=True)
+        )
+
     @property
     def surface(self) -> str:
         """The name of the corrected surface."""
@@ -76,6 +87,24 @@ class Correction:
             "base": self.base, "even": self.even, "longest": self.longest, "gate": gate, "padded": self.padded,
             "prefill": self.prefill,
         }  # fmt: skip
+
+    @staticmethod
+    def from_plain(plain: PlainData) -> Correction:
+        """Raises KeyError, TypeError or ValueError for anything else."""
+        if not isinstance(plain, dict):
+            raise TypeError("a correction is a dict")
+
+        def factor(key: str) -> float:
+            value = plain[key]
+            if not is_number(value, 0.0):
+                raise ValueError("no number of at least 0")
+            return float(value)
+
+        base, even, longest, prefill = map(factor, ("base", "even", "longest", "prefill"))
+        if not min(base, even, prefill) > 0:
+            raise ValueError("a part that costs nothing")
+        gate = math.inf if plain["gate"] is None else factor("gate")
+        return Correction(base, even, longest, gate, plain["padded"] is True, prefill)
 
 
 def published_correction(published: Costs) -> Correction:

@@ -80,9 +80,11 @@ class CostAligned:
         costs = view.costs or self._costs
         if costs is None or len(view.ranks) > 1:
             return self._plain.compose(view)
+        belief = 0
         if self._fit is not None:
             costs = self._fit.costs(costs)
-        memory = self.order.after(view, costs, self.memory, self.sitting_out(view))
+            belief = self._fit.beliefs
+        memory = self.order.after(view, costs, self.memory, self.sitting_out(view), belief)
         composition = _NOTHING
         if view.role.decodes:
             lane = self._look(view, costs, memory.lane(view.lane.id))

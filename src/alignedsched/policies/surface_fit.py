@@ -43,6 +43,8 @@ class SurfaceFit:
     correction: Correction = field(factory=Correction)
     facts: dict[str, Fact] = field(factory=dict)  # by shape, the latest last
     seen: int = 0
+    beliefs: int = 0  # how often it has settled on something clearly else: it explains well what is seen
+    settled: Correction = field(factory=Correction)  # the last of these
     _told: Correction = field(init=False, factory=Correction)
     _costs: BelievedCosts | None = field(init=False, default=None)
     _gap: int = FIRST_LOOK
@@ -60,7 +62,7 @@ class SurfaceFit:
             self._asked = True
             self.published, self._told = published, published_correction(published)
             if not restored:
-                self.correction, self.seen = self._told, 0
+                self.correction, self.settled, self.seen = self._told, self._told, 0
                 self.facts.clear()
             self._costs = BelievedCosts(published, self.correction)
             early, self._early = self._early, []
@@ -119,6 +121,8 @@ class SurfaceFit:
             self.correction = self._told
         changed = self.correction != before
         self._usual = error_of(self.correction, facts, weights)
+        if self._usual <= GOOD and self.correction.unlike(self.settled):
+            self.beliefs, self.settled = self.beliefs + 1, self.correction
         if changed:
             self._gap, self._patience = FIRST_LOOK, FIRST_SURPRISES
             self._costs = BelievedCosts(self.published, self.correction) if self.published is not None else None
@@ -146,26 +150,27 @@ class SurfaceFit:
     def state(self) -> PlainData:
         """The correction and the facts it rests on."""
         facts: dict[str, PlainData] = {shape: [f.at, *astuple(f.parts), f.seconds] for shape, f in self.facts.items()}
-        counts: list[PlainData] = [self.seen, self._gap, self._since, self._patience, self._surprises, self._usual]
+        counts: list[PlainData] = [
+            self.seen, self.beliefs, self._gap, self._since, self._patience, self._surprises, self._usual,
+        ]  # fmt: skip
         early: list[PlainData] = [list(row) for row in self._early]
-        plain = self.correction.plain()
-        return {"correction": plain, "facts": facts, "counts": counts, "asked": self._asked, "early": early}
+        plain, settled = self.correction.plain(), self.settled.plain()
+        return {
+            "correction": plain, "settled": settled, "facts": facts, "counts": counts, "asked": self._asked,
+            "early": early,
+        }  # fmt: skip
 
     def load(self, state: PlainData) -> None:
         """Restore ``state()``. Raises CallerError if it is no such state, and then changes nothing."""
         try:
             assert isinstance(state, dict)
-            plain, rows, counts = state["correction"], state["facts"], state["counts"]
-            assert isinstance(plain, dict)
+            correction, settled = (Correction.from_plain(state[key]) for key in ("correction", "settled"))
+            rows, counts = state["facts"], state["counts"]
             assert isinstance(rows, dict)
             assert isinstance(counts, list)
-            base, even, longest, prefill = (_number(plain[key]) for key in ("base", "even", "longest", "prefill"))
-            assert min(base, even, prefill) > 0
-            gate = math.inf if plain["gate"] is None else _number(plain["gate"])
-            correction = Correction(base, even, longest, gate, plain["padded"] is True, prefill)
             facts = {shape: _restored(row) for shape, row in rows.items()}
             *whole, usual = map(_number, counts)
-            seen, gap, since, patience, surprises = map(int, whole)
+            seen, beliefs, gap, since, patience, surprises = map(int, whole)
             asked, early = state["asked"] is True, state["early"]
             assert isinstance(early, list)
             waiting = [[value for value in row if _is_number(value)] for row in early if isinstance(row, list)]
@@ -174,8 +179,8 @@ class SurfaceFit:
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise CallerError(f"SurfaceFit: this is no state of it: {show(state)}") from error
         self.published, self._costs, self._asked, self._early = None, None, asked, waiting
-        self.correction, self.facts = correction, facts
-        self.seen, self._gap, self._since, self._usual = seen, gap, since, usual
+        self.correction, self.settled, self.facts = correction, settled, facts
+        self.seen, self.beliefs, self._gap, self._since, self._usual = seen, beliefs, gap, since, usual
         self._patience, self._surprises = patience, surprises
 
 

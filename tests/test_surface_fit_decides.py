@@ -1,0 +1,66 @@
+"""What the default policy makes of a refitted surface: it serves as much as if it had been told the truth."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import evolve
+
+from alignedsched.cluster import Cluster
+from alignedsched.costs import Costs
+from alignedsched.policies.believed import BelievedCosts, published_correction
+from alignedsched.policies.surface_fit import SurfaceFit
+from alignedsched.sim.build import build
+from alignedsched.workloads import workload
+from benchmarks.wrong_surface import Until, reached, steady
+
+SURFACES = ("balanced", "gated", "unsplit", "padded")
+
+
+@pytest.fixture(scope="module")
+def servers() -> dict[str, tuple[Cluster, Costs]]:
+    """The same server with each surface."""
+    built = {
+        surface: build("h100", "llama-3.1-8b", topology="colocated", lanes=1, surface=surface, staging=False)
+        for surface in SURFACES
+    }
+    return {surface: (made.cluster, made.costs) for surface, made in built.items()}
+
+
+@pytest.mark.parametrize(
+    ("surface", "wrong"),
+    [("gated", {"even": 4.0}), ("padded", {"even": 0.25}), ("balanced", {"even": 0.25})],
+)
+def test_a_policy_told_the_wrong_surface_does_as_much_work(
+    servers: dict[str, tuple[Cluster, Costs]], surface: str, wrong: dict[str, float]
+) -> None:
+    """Over steps 200 to 2,200; ``python -m benchmarks.wrong_surface`` has more of these."""
+    cluster, true = servers[surface]
+    told = BelievedCosts(true, evolve(published_correction(true), **wrong))  # type: ignore[arg-type]
+    traffic = workload("mooncake", seed=1, n=400).scaled(0.6)
+    assert reached(traffic, cluster, true, told).work >= 0.97 * reached(traffic, cluster, true, true).work
+
+
+def test_a_gate_that_moves_is_found_by_probing_and_not_without(
+    servers: dict[str, tuple[Cluster, Costs]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups are run all along, in none of which the gate would show; with a gate that stays, probing costs nothing."""
+    (cluster, gated), (_, balanced) = servers["gated"], servers["balanced"]
+
+    def run() -> tuple[float, float]:
+        moves = reached(steady(0), cluster, Until(700, gated, balanced), gated)
+        stays = reached(steady(0), cluster, gated, gated)
+        return moves.whole, stays.whole
+
+    moves, stays = run()
+    monkeypatch.setattr(SurfaceFit, "curious", property(lambda fit: False))
+    moves_unseen, stays_unseen = run()
+    assert moves > 1.02 * moves_unseen
+    assert stays > 0.985 * stays_unseen
+
+
+def test_a_backlog_is_sorted_as_soon_as_another_surface_is_believed(servers: dict[str, tuple[Cluster, Costs]]) -> None:
+    """Seconds later the longest request would have begun: without asking again at once the work was 0.81 here."""
+    cluster, true = servers["unsplit"]
+    told = BelievedCosts(true, evolve(published_correction(true), even=4.0))
+    traffic = workload("mooncake", seed=1, n=300).offline()
+    assert reached(traffic, cluster, true, told).work >= 0.97 * reached(traffic, cluster, true, true).work
