@@ -64,3 +64,12 @@ def test_a_backlog_is_sorted_as_soon_as_another_surface_is_believed(servers: dic
     told = BelievedCosts(true, evolve(published_correction(true), even=4.0))
     traffic = workload("mooncake", seed=1, n=300).offline()
     assert reached(traffic, cluster, true, told).work >= 0.97 * reached(traffic, cluster, true, true).work
+
+
+def test_waves_outlast_a_passing_belief(servers: dict[str, tuple[Cluster, Costs]]) -> None:
+    """While a fit is on its way it may say for some steps that waves do not pay: stopped at once, the work was 0.91."""
+    cluster, true = servers["unsplit"]
+    right = published_correction(true)
+    told = BelievedCosts(true, evolve(right, longest=4.0 * right.longest))
+    traffic = workload("mooncake", seed=0, n=300).offline()
+    assert reached(traffic, cluster, true, told).work >= 0.97 * reached(traffic, cluster, true, true).work

@@ -1,8 +1,8 @@
 """In which order a backlog goes: by arrival, or in sorted waves where the gate finds that they serve it better.
 
 The gate is asked only while something does not fit, and seldom: it says yes or no for a while, and waves that are on
-are looked at again whenever they have lasted twice as long. It is asked again at once when another surface is believed
-in: who begins in the wrong order holds the device for long.
+are looked at again whenever they have lasted twice as long. Where none are on it is asked again at once when another
+surface is believed in: who begins in the wrong order holds the device for long. Waves outlast a passing belief.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class BacklogOrder:
         if self._fits(view, seats):
             return backlog if backlog.wave is None else evolve(backlog, wave=None, began=None)
         now = view.now
-        if not follows and (belief != backlog.belief or self.gate.due(backlog, now)):
+        anew = backlog.wave is None and belief != backlog.belief
+        if not follows and (anew or self.gate.due(backlog, now)):
             if costs.surface == "balanced" or not self._pays(view, costs, backlog):
                 return Backlog(None, now, None, belief)
             wave = backlog.wave or Wave()
