@@ -115,6 +115,7 @@ class Cell:
 
 
 CORE = ("fcfs", "density_first", "cost_aligned")
+BOTH = ("fcfs", "cost_aligned")
 
 
 @frozen
@@ -139,6 +140,7 @@ class Block:
 
 
 MAIN = ("mooncake", "r1", "azure", "m-large", "mix")
+SOME = ("mooncake", "azure", "mix")
 EXTREMES = ("uniform", "bimodal", "giant", "long-outputs", "bursts")
 UNEVEN = ("gated", "unsplit", "padded")
 EVERYBODY = (
@@ -148,32 +150,40 @@ IN_LOCKSTEP = (*CORE, "round_robin")
 BLOCKS = (
     Block("what kernels do, flooded", ("8B", "70B"), UNEVEN, ("pool",), MAIN, ("1.3 even",)),
     Block("one plain server", ("8B",), ("gated", "balanced"), ("colocated",), MAIN, ("0.6", "1.3")),
-    Block("offline, kernels as measured", ("8B", "70B"), ("gated",), ("pool",), MAIN, ("offline",)),
-    Block("from idle to overload, kernels as measured", ("8B",), ("gated", "balanced"), ("pool",), MAIN,
-          ("0.3", "0.6", "0.9", "1.3")),
-    Block("everybody, above capacity", ("8B",), ("balanced", "gated"), ("pool",), MAIN, ("1.3",), EVERYBODY),
-    Block("offline, the limit cases", ("8B", "70B"), ("unsplit", "padded"), ("pool",), MAIN, ("offline",)),
-    Block("nothing to win, offline", ("8B",), ("balanced",), ("pool",), MAIN, ("offline",)),
-    Block("from idle to overload, the limit cases", ("8B",), ("unsplit", "padded"), ("pool",), MAIN,
-          ("0.3", "0.6", "0.9", "1.3")),
-    Block("extremes", ("8B",), ("gated", "unsplit"), ("pool",), EXTREMES, ("0.6", "1.3")),
+    Block("offline, kernels as measured", ("8B", "70B"), ("gated",), ("pool",), MAIN, ("offline",), BOTH),
+    Block("up to overload, kernels as measured", ("8B",), ("gated", "balanced"), ("pool",), MAIN, ("0.9", "1.3")),
+    Block("everybody, above capacity", ("8B",), ("balanced", "gated"), ("pool",), SOME, ("1.3",), EVERYBODY),
+    Block("offline, not split", ("8B", "70B"), ("unsplit",), ("pool",), ("mooncake", "mix"), ("offline",), BOTH),
+    Block("offline, padded", ("8B", "70B"), ("padded",), ("pool",), ("mooncake", "r1", "azure", "m-large"),
+          ("offline",), BOTH),
+    Block("nothing to win, offline", ("8B",), ("balanced",), ("pool",), SOME, ("offline",), BOTH),
+    Block("density_first offline", ("8B", "70B"), ("gated",), ("pool",), ("mooncake", "mix"), ("offline",)),
+    Block("density_first offline, the limit cases", ("8B",), ("unsplit", "padded"), ("pool",), ("mooncake",),
+          ("offline",)),
+    Block("up to overload, the limit cases", ("8B",), ("unsplit", "padded"), ("pool",), SOME, ("0.9", "1.3")),
+    Block("nothing to win, two KV heads", ("70B",), ("balanced",), ("pool",), MAIN, ("1.3",)),
+    Block("extremes", ("8B",), ("gated", "unsplit"), ("pool",), EXTREMES, ("1.3",)),
     Block("a small old model", ("13B",), ("gated", "padded"), ("pool", "disaggregated"), ("azure", "mooncake"),
-          ("0.6", "1.3")),
+          ("1.3",)),
     Block("prefill apart, with and without staging", ("8B",), ("gated", "unsplit"), ("disaggregated", "unstaged"),
-          ("mooncake", "azure"), ("0.6", "1.3")),
+          ("mooncake", "azure"), ("1.3",)),
     Block("ranks in lockstep", ("8B",), ("lockstep",), ("pool",), ("mooncake", "r1"), ("1.3", "offline"), IN_LOCKSTEP),
     Block("ranks in lockstep that prefill, too", ("8B",), ("lockstep",), ("colocated",), ("mooncake", "r1"), ("1.3",),
           IN_LOCKSTEP),
-    Block("below capacity, two KV heads", ("70B",), ("gated", "unsplit"), ("pool",), MAIN, ("0.6", "0.9")),
+    Block("idle", ("8B",), ("balanced", "gated", "unsplit", "padded"), ("pool",), ("mooncake", "mix"),
+          ("0.3", "0.6")),
+    Block("near capacity, two KV heads", ("70B",), ("gated", "unsplit"), ("pool",), MAIN, ("0.9",)),
     Block("everybody, the limit cases flooded", ("8B",), ("unsplit", "padded"), ("pool",), MAIN, ("1.3 even",),
           EVERYBODY),
-    Block("one plain server, offline", ("8B",), ("gated",), ("colocated",), MAIN, ("offline",)),
-    Block("nothing to win, two KV heads", ("70B",), ("balanced",), ("pool",), MAIN, ("1.3", "offline")),
-    Block("extremes, offline", ("8B",), ("gated", "unsplit"), ("pool",), ("bimodal", "giant", "long-outputs"),
-          ("offline",)),
-    Block("one plain server, the limit cases", ("8B",), ("unsplit", "padded"), ("colocated",), MAIN, ("1.3",)),
+    Block("extremes, offline", ("8B",), ("gated",), ("pool",), ("bimodal", "giant", "long-outputs"), ("offline",),
+          BOTH),
+    Block("one plain server, offline", ("8B",), ("gated",), ("colocated",), ("mooncake",), ("offline",), BOTH),
+    Block("one plain server, the limit cases", ("8B",), ("unsplit", "padded"), ("colocated",), SOME, ("1.3",)),
+    Block("prefill apart below capacity", ("8B", "13B"), ("gated",), ("disaggregated",), ("mooncake", "azure"),
+          ("0.6",)),
+    Block("extremes below capacity", ("8B",), ("gated",), ("pool",), ("long-outputs", "bursts"), ("0.6",)),
     Block("lockstep below capacity", ("8B",), ("lockstep",), ("pool",), ("mooncake",), ("0.6",), IN_LOCKSTEP),
-    Block("a small old model, offline", ("13B",), ("gated",), ("pool", "disaggregated"), ("azure",), ("offline",)),
+    Block("a small old model, offline", ("13B",), ("gated",), ("pool",), ("azure",), ("offline",), BOTH),
 )  # fmt: skip
 
 

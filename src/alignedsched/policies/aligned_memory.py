@@ -48,6 +48,11 @@ class Memory:
     def lane(self, lane: str) -> LaneMemory:
         return self.lanes.get(lane, _NO_LANE)
 
+    @property
+    def waves(self) -> bool:
+        """Whether a backlog goes in waves."""
+        return any(backlog.wave is not None for backlog in self.backlogs.values())
+
     def with_backlog(self, name: str, backlog: Backlog) -> Memory:
         return self if backlog is self.backlog(name) else evolve(self, backlogs={**self.backlogs, name: backlog})
 

@@ -5,7 +5,8 @@ Two moves, each asked of the surface in closed form, and each absent where it wo
 * *rounds*: what lies in the device decodes in groups of similar length, one after the other, where a round of group
   steps is shorter than as many common steps (``rounds``);
 * *sorted waves*: a backlog that does not fit is admitted by ascending length instead of by arrival (``sorted_waves``),
-  where the gate finds that faster (``backlog_order``, ``gate``).
+  where the gate finds that faster (``backlog_order``, ``gate``); and the few who run and are far too long for the wave
+  sit out while it goes by, where there is room (``setting_aside``).
 
 With neither, every decision is that of ``fcfs``, step for step.
 """
@@ -31,6 +32,7 @@ from .protocols import Composition, PlainData, Policy, Sacrifice, Watch
 from .rank_balance import RankOrder
 from .residency import DirectResidency
 from .rounds import RoundSettings, Turn, next_turn
+from .setting_aside import without_the_longest
 from .sjf import OrderedBatching
 from .sorted_waves import Wave
 from .surface_fit import SurfaceFit
@@ -87,7 +89,7 @@ class CostAligned:
         memory = self.order.after(view, costs, self.memory, self.sitting_out(view), belief)
         composition = _NOTHING
         if view.role.decodes:
-            lane = self._look(view, costs, memory.lane(view.lane.id))
+            lane = self._look(view, costs, memory.lane(view.lane.id), memory.waves)
             memory = memory.with_lane(view.lane.id, lane)
             composition = self._compose(view, memory)
             if lane.turn is None and lane.looked is not None and self._uneven(view, costs, composition.joins):
@@ -153,7 +155,7 @@ class CostAligned:
 
     # -- rounds
 
-    def _look(self, view: LaneView, costs: Costs, lane: LaneMemory) -> LaneMemory:
+    def _look(self, view: LaneView, costs: Costs, lane: LaneMemory, waves: bool) -> LaneMemory:
         """Whose turn it is now."""
         turn, now, batch, pool = lane.turn, view.now, view.ranks[0].batch, view.pool
         urgent = self._urgent(view) if turn is not None else None
@@ -166,10 +168,22 @@ class CostAligned:
             return lane
         lengths = sorted([*(batch.context_length(member) for member in batch), *map(pool.length, view.resident)])
         curious = self._fit is not None and self._fit.curious
-        after = next_turn(costs, lengths, turn, view.step, now, self.rounds, urgent, curious)
+        last = None if turn is not None and turn.sets_aside else turn
+        after = next_turn(costs, lengths, last, view.step, now, self.rounds, urgent, curious)
+        if after is None and waves and lengths:
+            after = self._without_the_longest(view, costs, lengths, urgent is not None)
         if after is not None and len(lengths) * _growth(view, after) > view.ranks[0].free:
             after = None  # whoever sits out must find a block when its turn comes
         return LaneMemory(after, now, after is None and (turn is not None or lane.returning))
+
+    def _without_the_longest(self, view: LaneView, costs: Costs, lengths: Sequence[int], overdue: bool) -> Turn | None:
+        """The turn of all but those who are far too long for the wave, if half as long ones are still to come."""
+        half = (lengths[-1] + 1) // 2
+        pooled = any(request not in view.resident for request in view.pool.by_length(half))
+        if not pooled and all(tokens // n < half for n, tokens in view.queue.classes()):
+            return None
+        room = (view.ranks[0].free - self.grows(view) * len(lengths)) * view.layout.block_size
+        return without_the_longest(costs, lengths, view.step, view.now, room, overdue, self.rounds)
 
     def _uneven(self, view: LaneView, costs: Costs, joins: Sequence[RequestId]) -> bool:
         """Whether imbalance costs enough to look for rounds again even if nobody joins or leaves. O(joins)."""

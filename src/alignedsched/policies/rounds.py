@@ -64,8 +64,8 @@ class Turn:
     """The group that runs: context lengths ``low`` <= length < ``high`` at step ``first``, up to step ``until``.
 
     ``pace`` is the seconds foreseen for one of its steps; ``round_step`` and ``round_at`` are where and when the round
-    began that the turn is part of, and ``groups`` is how many groups there are (1: nearly all run, as a probe).
-    ``probe_at``: the first step at which such a probe may begin.
+    began that the turn is part of, and ``groups`` is how many groups there are (1: nearly all run, as a probe without
+    the shortest, or because the longest are set aside). ``probe_at``: the first step at which a probe may begin.
     """
 
     low: int
@@ -77,6 +77,11 @@ class Turn:
     pace: float
     groups: int
     probe_at: int
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether it is no part of a round: who is far too long sits out, or has come back for a few steps."""
+        return self.groups == 1 and self.low == 1
 
     def holds(self, length: int) -> bool:
         """Whether a request that does not run belongs to the group."""
