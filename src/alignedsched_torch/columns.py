@@ -71,11 +71,10 @@ class DeviceColumns:
         """Write a delta into the columns: one transfer, a write for fresh rows (two for both kinds), one for pages."""
         packed, n, known, pages = delta.packed()
         slots, words, places, numbers = self.send(packed).split((n, WORDS * n, pages, pages))
-        words = words.view(WORDS, n)
         if known:
-            self._words.index_copy_(1, slots[:known], words[:, :known])
+            self._words.index_copy_(1, slots[:known], words.view(WORDS, n)[:, :known])
         if known < n:
-            self._words[1:].index_copy_(1, slots[known:], words[1:, known:])
+            self._words[1:].index_copy_(1, slots[known:], words.view(WORDS, n)[1:, known:])
         if pages:
             self._flat_pages.index_copy_(0, places, numbers)
 
