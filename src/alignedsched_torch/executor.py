@@ -60,7 +60,7 @@ class TorchExecutor:
         for lane in cluster.lanes:
             pool, device = self.pools[lane.ranks[0]], self.devices[lane.ranks[0]]
             pages = min(self.shape.pages(cluster.max_positions), cluster.device[lane.ranks[0]].kv_blocks)
-            table = BatchTable(pool, lane.max_members, max(1, pages), lane.run_ahead, frozenset(config.eos))
+            table = BatchTable(pool, lane.max_members, max(1, pages), lane.run_ahead, config.vocab)
             forward = Forward(
                 decoders[lane.id], pool, table, device.stream("compute"), step_seconds, attention=attention, fixed=fixed
             )

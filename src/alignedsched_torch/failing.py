@@ -21,7 +21,8 @@ def poisoned(step: Launched, made: Column, table: BatchTable, jobs: Mapping[Requ
     lasts = [chunk.request for chunk in step.chunks if chunk.last]
     names = []
     for at in np.flatnonzero(made < 0).tolist():
-        job = table.jobs[int(step.rows[at])] if at < len(step.rows) else jobs.get(lasts[at - len(step.rows)])
+        rows = step.batch.rows
+        job = table.jobs[int(rows[at])] if at < len(rows) else jobs.get(lasts[at - len(rows)])
         if job is not None and not job.ended:
             names.append(job.id)
     return tuple(sorted(names))
@@ -32,12 +33,12 @@ def unwrite(flying: deque[Launched], table: BatchTable, pool: KVPool, slots: Ite
     for step in flying:
         with suppress(RuntimeError):  # one that failed has ended
             step.event.wait()  # what it still writes must not land in pages that somebody else has by then
+    table.undo([step.batch for step in flying])
     while flying:
         step = flying.pop()
-        table.length[step.rows] -= 1
         for chunk in step.chunks:
             pool.keep(chunk.request, chunk.start)
     for slot in slots:
         job = table.jobs[slot]
         if job is not None and not job.ended:
-            pool.keep(job.id, int(table.length[slot]) - 1)
+            pool.keep(job.id, table.length(slot) - 1)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .columns import DeviceColumns
 from .devices import Stream
 from .models.attention import Backend, DecodeRows
-from .table import Column, DeviceColumns
 
 if TYPE_CHECKING:
     from .forward import StepWork
@@ -47,7 +47,8 @@ class FixedSteps:
         self._sizes = sizes(members)
         self._rows = torch.full((members,), columns.spare, dtype=torch.int64, device=columns.device)
         self._made = torch.zeros(members, dtype=torch.int64, device=columns.device)
-        self._version = -1  # of the rows in the buffer
+        self._tokens = self._made[:0]
+        self._batch = self._over(0, -1)  # the rows in the buffer
         self._steps: dict[tuple[int, bool], Callable[[], object]] = {}
 
     def run(self, work: StepWork) -> torch.Tensor:
@@ -57,27 +58,28 @@ class FixedSteps:
         step = self._steps.get((size, work.draws))
         if step is None:
             step = self._steps[size, work.draws] = self._record(size, work.draws)
-        if work.version != self._version:
+        if work.version != self._batch.version:
             padded = np.full(len(self._rows), self._columns.spare, dtype=np.int64)
             padded[:n] = work.rows
             self._rows.copy_(self._columns.send(padded), non_blocking=True)
-            self._version = work.version
-        self._attention.prepare(self._over(n, work.lengths, work.version))
+            self._batch, self._tokens = self._over(n, work.version), self._made[:n]
+        self._batch.known = work.lengths
+        self._attention.prepare(self._batch)
         step()
-        return self._made[:n]
+        return self._tokens
 
     def _record(self, size: int, draws: bool) -> Callable[[], object]:
         """The step of one size, recorded while all rows are padding: a recording may run its work, to no effect."""
         self._rows.fill_(self._columns.spare)
-        self._version = -1
-        self._attention.prepare(self._over(0, np.zeros(0, dtype=np.int64), -1))
-        rows = self._over(size, np.zeros(0, dtype=np.int64), -1)
+        self._batch = self._over(0, -1)
+        self._attention.prepare(self._batch)
+        rows = self._over(size, -1)
 
         def step() -> None:
             self._made[:size] = self._compute(rows, draws)
 
         return self._stream.recorded(step)
 
-    def _over(self, count: int, lengths: Column, version: int) -> DecodeRows:
+    def _over(self, count: int, version: int) -> DecodeRows:
         columns = self._columns
-        return DecodeRows(self._rows[:count], columns.pages, columns.length, lengths, version)
+        return DecodeRows(self._rows[:count], columns.pages, columns.length, np.zeros(0, dtype=np.int64), version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -65,6 +66,8 @@ class Forward:
         self._pool = pool
         self._stream = stream
         self._seconds = seconds  # a step takes, where time is modelled
+        lines, width = table.ahead + 2, table.columns.spare  # more than there are steps under way, and tokens of one
+        self._lines = deque(pool.device.host_ids(lines * width).view(lines, width).unbind())
         self._rows: tuple[int, torch.Tensor] = (-1, torch.empty(0, dtype=torch.int64))
         self._fixed: FixedSteps | None = None
         wanted = pool.device.torch_device.type == "cuda" if fixed is None else fixed
@@ -74,10 +77,13 @@ class Forward:
     def launch(self, work: StepWork) -> tuple[torch.Tensor, Event]:
         """Queue a step. The tokens, [rows + last chunks] on the host, are there when the event has fired.
 
-        A token of -1 says that the row's logits were not finite.
+        A token of -1 says that the row's logits were not finite. The memory is used again in a later step.
         """
         made = sum(1 for chunk in work.chunks if chunk.slot >= 0)
-        out = self._pool.device.host_ids(len(work.rows) + made)
+        out = self._lines[0][: len(work.rows) + made]
+        self._lines.rotate(-1)
+        if self._pool.device.poisons:
+            out.fill_(-1)
         self._stream.launch(lambda: self._run(work, out), self._seconds)
         return out, self._stream.record()
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-import numpy as np
-
 from alignedsched.cluster import Lane
 from alignedsched.errors import ExecutorError
 from alignedsched.events import StepsDone, StepsFailed
@@ -25,7 +23,7 @@ from .job import Job
 from .memory import KVPool
 from .orders import InForce, Launched
 from .reports import Reports
-from .table import Column
+from .table import Batch, Column
 
 
 class LaneRunner:
@@ -78,7 +76,8 @@ class LaneRunner:
         self._reports.take(InForce(step, first))
         leaves = [self._members.pop(request) for request in step.leaves if request in self._members]
         self._leaving |= dict.fromkeys(leaves, self.launched)
-        joins = []
+        for slot in leaves:
+            self._table.leave(slot)
         for join in step.joins:
             job = self._jobs.get(join.request)
             if job is None or job.ended:
@@ -95,8 +94,7 @@ class LaneRunner:
                     )
                 slot = self._table.seat(job, join.context_length, job.produced[-1])
             self._members[join.request] = slot
-            joins.append((slot, first + job.limit - made - 1))
-        self._table.change(joins, leaves)
+            self._table.join(slot, first, first + job.limit - made - 1)
         self._settle_left()
 
     # -- running
@@ -121,25 +119,26 @@ class LaneRunner:
         if force is None or number > force.last:
             return False
         self._table.expire(number)
+        batch = self._table.form()
         chunks = force.step.chunks if number == force.first else ()
-        if not len(self._table.rows) and not chunks:
+        if not len(batch.rows) and not chunks:
             return False
         began = self._device.now()
         try:
-            work = self._prepare(chunks)
+            work = self._prepare(batch, chunks)
             tokens, event = self._forward.launch(work)
         except (ExecutorError, RuntimeError, MemoryError) as error:
             for chunk in chunks:
                 self._pool.keep(chunk.request, chunk.start)
             self._fail(str(error) or type(error).__name__)
             return False
-        self._flying.append(Launched(number, force, work.rows, chunks, tokens, event, began))
+        self._flying.append(Launched(number, force, batch, chunks, tokens, event, began))
         self.launched = number
-        self._table.advance()
+        batch.steps += 1
         self.steps += 1
         return True
 
-    def _prepare(self, chunks: tuple[Chunk, ...]) -> StepWork:
+    def _prepare(self, batch: Batch, chunks: tuple[Chunk, ...]) -> StepWork:
         """Pages for everything the step writes, and its rows as they are now."""
         table = self._table
         table.grow()
@@ -153,9 +152,8 @@ class LaneRunner:
             work.append(
                 ChunkWork(job.tokens(chunk.start, chunk.end), chunk.start, self._pool.pages(chunk.request), slot)
             )
-        rows = table.rows
-        draws = bool(table.draws[rows].any()) or any(table.draws[chunk.slot] for chunk in work if chunk.slot >= 0)
-        return StepWork(rows, table.version, table.length[rows], tuple(work), table.take_delta(), draws)
+        draws = batch.draws or any(table.draws[chunk.slot] for chunk in work if chunk.slot >= 0)
+        return StepWork(batch.rows, batch.version, batch.lengths + batch.steps, tuple(work), table.take_delta(), draws)
 
     # -- what steps made
 
@@ -189,16 +187,12 @@ class LaneRunner:
             self._flying.appendleft(step)  # it did not happen either
             self._fail("its logits are not finite", poisoned(step, made, self._table, self._jobs))
             return
-        table = self._table
         self._reports.step_ended(step.order, step.began, now)
         self.done = step.number
-        rows, tokens = step.rows, made[: len(step.rows)]
-        self._chunks_ended(step, made[len(rows) :])
-        counts = table.counts[rows]
-        if not counts.all():
-            rows, tokens = rows[counts], tokens[counts]
-        table.record(rows, tokens)
-        self._finish_rows(step, rows, tokens)
+        rows = len(step.batch.rows)
+        if step.chunks:
+            self._chunks_ended(step, made[rows:])
+        self._rows_ended(step, made[:rows])
         self._settle_left()
 
     def _chunks_ended(self, step: Launched, firsts: Column) -> None:
@@ -220,21 +214,15 @@ class LaneRunner:
             elif job.slot >= 0 and chunk.request not in self._members and job.slot not in self._leaving:
                 self._table.unseat(job.slot)  # it joins later, with a token the host knows
 
-    def _finish_rows(self, step: Launched, rows: Column, tokens: Column) -> None:
-        table = self._table
-        over = (table.last_step[rows] <= step.number) | table.stops(rows, tokens)
-        for at in np.flatnonzero(table.listens[rows]).tolist():
-            job = table.jobs[int(rows[at])]
-            assert job is not None
-            if job.heard is not None:
+    def _rows_ended(self, step: Launched, tokens: Column) -> None:
+        table, batch = self._table, step.batch
+        table.record(step.number, batch, tokens)
+        for at in batch.listens:
+            job = table.jobs[batch.rows[at]]
+            if job is not None and job.heard is not None and not job.ended:
                 job.heard(int(tokens[at]))
-        gone = rows[over].tolist()
-        for slot in gone:
-            job = table.jobs[slot]
-            assert job is not None
+        for job in table.ending(step.number, batch, tokens):
             self._finish(job, step)
-        if gone:
-            table.change([], gone)
 
     def _finish(self, job: Job, step: Launched) -> None:
         """A request made its last token; it leaves by itself."""
@@ -243,11 +231,12 @@ class LaneRunner:
         slot = self._members.pop(job.id, job.slot)
         if slot >= 0:
             self._table.end(slot)
-            self._table.change([], [slot])
             self._leaving.setdefault(slot, self.launched)  # an order may have taken it out already
 
     def _settle_left(self) -> None:
         """Rows that no launched step writes any more are free."""
+        if not self._leaving:
+            return
         for slot in [slot for slot, last in self._leaving.items() if last <= self.done]:
             del self._leaving[slot]
             self._table.unseat(slot)
@@ -266,12 +255,9 @@ class LaneRunner:
         unwrite(self._flying, self._table, self._pool, (*self._members.values(), *self._leaving))
         self.launched = self.done
         self._reports.fail(self.done, reason, culprits)
-        for slot in (*self._members.values(), *self._leaving):
-            self._table.unseat(slot)
+        self._table.clear()
         self._leaving.clear()
         self._members.clear()
-        self._table.change([], self._table.rows.tolist())
-        self._table.free_stray()
         self._pending.clear()
 
     # -- reports
@@ -295,6 +281,5 @@ class LaneRunner:
         if slot < 0 or self._table.jobs[slot] is not job:
             return
         self._table.end(slot)
-        self._table.change([], [slot])
         self._leaving.setdefault(slot, self.launched)
         self._settle_left()

@@ -9,7 +9,7 @@ from alignedsched.plan import Chunk, Step
 from alignedsched.request import RequestId
 
 from .devices import Event
-from .table import Column
+from .table import Batch
 
 
 @define(eq=False)
@@ -35,7 +35,7 @@ class Launched:
 
     number: int
     order: InForce
-    rows: Column  # slots
+    batch: Batch
     chunks: tuple[Chunk, ...]
     tokens: torch.Tensor  # [rows + last chunks], on the host once ``event`` has fired
     event: Event

@@ -54,10 +54,11 @@ class Reports:
 
     def due(self, done: int) -> bool:
         """Whether there is something the scheduler has to hear now."""
-        if self.failed is not None or any(order.finished or order.prefilled for order in self._orders):
+        if self.failed is not None:
             return True
-        if any(self._is_news(number, done) for number in range(len(self._orders))):
-            return True
+        for number, order in enumerate(self._orders):
+            if order.finished or order.prefilled or (not order.told and self._is_news(number, done)):
+                return True
         force = self.force
         if force is None or force.first - 1 > done:
             return False

@@ -1,9 +1,10 @@
-"""The batch table of a lane: one row a member, kept on the device, changed by deltas and never rebuilt.
+"""The batch table of a lane: one row a member, changed by deltas and never rebuilt.
 
-The device has each row's context length, pages, last token and way of sampling; a step reads and advances them there.
-The host mirrors lengths and pages held in numpy and works on whole columns, so a step costs the host a handful of
-array operations whatever the batch size. Rows stand in the order of their lengths, which never changes while they
-decode together: all grow by one a step.
+The device has each row's context length, pages, last token and way of sampling (``columns``); a step reads and advances
+them there. The host mirrors lengths and pages held in numpy. While the same rows decode together nothing about them
+changes but that all grow by one token a step, so a ``Batch`` holds what its rows have in common, worked out once, and a
+step costs the host a handful of array operations whatever the batch size. Whoever joins and leaves between two steps
+makes one new batch.
 """
 
 from __future__ import annotations
@@ -12,110 +13,60 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from attrs import define, field
+from attrs import define
 
 from alignedsched.errors import ExecutorError
+from alignedsched.request import RequestId
 
+from .columns import Delta, DeviceColumns
+from .history import NEVER, History
 from .job import Job
 from .memory import KVPool
-from .sampling import Sampling
 
 Column = np.ndarray[Any, np.dtype[np.int64]]
-NEVER = 1 << 62
 
 
 @define(eq=False)
-class Delta:
-    """Changes to the device's columns since the last step was launched."""
+class Batch:
+    """Rows that decode together, longest first: all grow by one token a step, so that order never changes."""
 
-    fresh: dict[int, tuple[int, int, Sampling]] = field(
-        factory=dict
-    )  # slot -> length, last token (-1: there), sampling
-    pages: dict[int, int] = field(factory=dict)  # place in the flattened column of pages -> page
-
-    def __bool__(self) -> bool:
-        return bool(self.fresh or self.pages)
-
-
-class DeviceColumns:
-    """The device's half of the table. Touched only by work on the compute stream.
-
-    There is one slot more than the table has, ``spare``: its length stays 0; rows that pad a step to a fixed size name
-    it.
-    """
-
-    def __init__(self, device: torch.device, slots: int, pages: int) -> None:
-        def column(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return torch.zeros((slots + 1, *shape), dtype=dtype, device=device)
-
-        self.device = device
-        self.spare = slots
-        self.length = column(torch.int64)
-        self.last = column(torch.int64)
-        self.pages = column(torch.int64, pages)
-        self.temperature = column(torch.float64)
-        self.top_p = column(torch.float64)
-        self.top_k = column(torch.int64)
-        self.seed = column(torch.int64)
-
-    def apply(self, delta: Delta) -> None:
-        """Write a delta into the columns: one transfer for pages, two for fresh rows."""
-        if delta.fresh:
-            fresh, ways = delta.fresh, [sampling for *_, sampling in delta.fresh.values()]
-            slots, length, token, top_k, seed = self.send(
-                np.array(
-                    [
-                        (slot, length, token, way.top_k, way.seed)
-                        for (slot, (length, token, _)), way in zip(fresh.items(), ways, strict=True)
-                    ],
-                    dtype=np.int64,
-                ).T
-            )
-            temperature, top_p = self.send(np.array([(way.temperature, way.top_p) for way in ways]).T)
-            self.length[slots] = length
-            self.last[slots] = torch.where(token >= 0, token, self.last[slots])
-            self.temperature[slots], self.top_p[slots] = temperature, top_p
-            self.top_k[slots], self.seed[slots] = top_k, seed
-        if delta.pages:
-            places, pages = self.send(np.array((tuple(delta.pages), tuple(delta.pages.values())), dtype=np.int64))
-            self.pages.view(-1)[places] = pages
-
-    def send(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
-        """Numbers of the host on the device, without waiting; the caller writes over them no more."""
-        host = torch.from_numpy(np.ascontiguousarray(values))
-        if self.device.type == "cuda":
-            host = host.pin_memory()  # torch keeps it until the copy has run
-        return host.to(self.device, non_blocking=True)
+    version: int
+    rows: Column  # slots
+    lengths: Column  # that its first step reads
+    phase: Column  # a row's token goes to a page's first place in steps with ``steps % page size == phase``
+    lasts: Column  # the step that makes a row's last token, by its limit
+    soonest: int  # the least of these
+    listens: list[int]  # rows of which somebody wants each token at once
+    draws: bool  # some row's tokens are drawn, not the likeliest
+    steps: int = 0  # launched
 
 
 class BatchTable:
-    """Rows of a lane's members on the host; ``columns`` is the device's half."""
+    """Rows of a lane's members on the host; ``columns`` is the device's half. Tokens are below ``vocab``."""
 
-    def __init__(self, pool: KVPool, members: int, pages: int, ahead: int, stops: frozenset[int] = frozenset()) -> None:
+    def __init__(self, pool: KVPool, members: int, pages: int, ahead: int, vocab: int) -> None:
         self.members = members
         slots = 2 * members + 64 * (ahead + 1)  # members, those that just left, and last chunks under way
         self._pool = pool
         self._size, self._width = pool.shape.page_size, pages
         self.columns = DeviceColumns(pool.device.torch_device, slots, pages)
-        self.delta = Delta()
+        self.ahead = ahead
         self.jobs: list[Job | None] = [None] * slots
-        self.length: Column = np.zeros(slots, dtype=np.int64)  # that the next step launched reads
-        self.last_step: Column = np.full(slots, NEVER)  # the step that makes a row's last token, by its limit
-        self.count: Column = np.zeros(slots, dtype=np.int64)  # tokens in ``history``
-        self.history: Column = np.zeros((slots, 64), dtype=np.int64)
-        self._common = stops
-        self._common_stops = np.array(sorted(stops), dtype=np.int64)
-        self._stops_commonly = np.zeros(slots, dtype=bool)  # the request ends with the model's own stop tokens
-        self._stops_specially = np.zeros(slots, dtype=bool)  # with others
-        self.counts = np.zeros(slots, dtype=bool)  # what it makes still counts
-        self.draws = np.zeros(slots, dtype=bool)  # its tokens are drawn, not the likeliest
-        self.listens = np.zeros(slots, dtype=bool)  # somebody wants each token at once
-        self._held: Column = np.zeros(slots, dtype=np.int64)  # pages written to the device's column
+        self._names: list[RequestId] = [""] * slots
         self._free = list(range(slots - 1, -1, -1))
-        self.rows: Column = np.empty(0, dtype=np.int64)  # members, longest first
-        self._next_limit = NEVER
-        self.version = 0  # of ``rows``
+        self._history = History(slots)
+        self._length: Column = np.zeros(slots, dtype=np.int64)  # that the next step reads, less its batch's steps
+        self._last_step: Column = np.full(slots, NEVER)
+        self._held: Column = np.zeros(slots, dtype=np.int64)  # pages written to the device's column
+        self._listens = np.zeros(slots, dtype=bool)
+        self.draws = np.zeros(slots, dtype=bool)
+        self._in_batch = np.zeros(slots, dtype=bool)
+        self._stopping = np.zeros(vocab, dtype=np.int32)  # rows whose request a token ends
+        self._joining: list[int] = []
+        self._changed = False  # the batch is not the one that the next step needs
+        self._pageless: list[int] = []  # rows of the batch that came since the last step
+        self._delta = Delta()
+        self.batch = self._of_rows(0, np.empty(0, dtype=np.int64))
 
     # -- rows in and out
 
@@ -126,52 +77,161 @@ class BatchTable:
         slot = self._free.pop()
         job.slot = slot
         self.jobs[slot] = job
-        self.length[slot] = length
-        self.last_step[slot] = NEVER
-        self.count[slot] = self._held[slot] = 0
-        self.counts[slot], self.listens[slot] = True, job.heard is not None
+        self._names[slot] = job.id
+        self._length[slot] = length
+        self._held[slot] = 0
+        self._listens[slot] = job.heard is not None
         self.draws[slot] = job.sampling.temperature > 0
-        self._stops_commonly[slot] = job.stops == self._common
-        self._stops_specially[slot] = bool(job.stops) and job.stops != self._common
-        self.delta.fresh[slot] = (length, token, job.sampling)
+        self._count_stops(job, 1)
+        self._delta.fresh[slot] = (length, token, job.sampling)
         return slot
 
-    def change(self, joins: list[tuple[int, int]], leaves: list[int]) -> None:
-        """Slots with the step of their last token join the batch, slots leave it. O(members) if anything changes."""
-        if not joins and not leaves:
-            return
-        for slot, last_step in joins:
-            self.last_step[slot] = last_step
-        stay = self.rows[~np.isin(self.rows, leaves)] if leaves else self.rows
-        rows = np.concatenate((stay, [slot for slot, _ in joins])).astype(np.int64) if joins else stay
-        self.rows = rows[np.lexsort((rows, -self.length[rows]))]
-        self._next_limit = int(self.last_step[self.rows].min()) if len(self.rows) else NEVER
-        self.version += 1
-
-    def expire(self, step: int) -> None:
-        """Rows whose limit is reached before a step are in it no more."""
-        if step > self._next_limit:
-            self.change([], [int(slot) for slot in self.rows[self.last_step[self.rows] < step]])
-
     def unseat(self, slot: int) -> Job:
-        """A row is free; what it made goes to its request."""
+        """A row that is in no batch is free; what it made goes to its request."""
         job = self.collect(slot)
         job.slot = -1
         self.jobs[slot] = None
-        self.counts[slot] = False
+        self._history.end(slot)
+        self._count_stops(job, -1)
         self._free.append(slot)
         return job
 
+    def _count_stops(self, job: Job, change: int) -> None:
+        for token in job.stops:
+            if 0 <= token < len(self._stopping):
+                self._stopping[token] += change
+
+    def join(self, slot: int, first: int, last: int) -> None:
+        """From step ``first``, the next one, a row is in the batch; ``last`` makes its last token."""
+        self._last_step[slot] = last
+        self._history.begin(slot, first)
+        self._joining.append(slot)
+        self._changed = True
+
+    def leave(self, slot: int) -> None:
+        """A row is in the batch no more, if it was."""
+        if self._in_batch[slot]:
+            self._in_batch[slot] = False
+            self._length[slot] += self.batch.steps
+            self._changed = True
+        elif slot in self._joining:
+            self._joining.remove(slot)
+
+    def expire(self, step: int) -> None:
+        """Rows whose limit is reached before a step are in it no more."""
+        batch = self.batch
+        if batch.soonest < step:
+            over = batch.rows[batch.lasts < step]
+            for slot in over[self._in_batch[over]].tolist():  # the others' slots may be somebody else's by now
+                self.leave(slot)
+
+    def form(self) -> Batch:
+        """The batch as it is after all that joined and left. O(members), in numpy, if anybody did."""
+        if self._changed:
+            self.reform()
+        return self.batch
+
+    def reform(self) -> None:
+        """The same, made anew whoever is in it."""
+        stay = self.batch.rows[self._in_batch[self.batch.rows]]
+        self._length[stay] += self.batch.steps
+        rows = np.concatenate((stay, np.array(self._joining, dtype=np.int64)))
+        rows = rows[(rows - self._length[rows] * len(self.jobs)).argsort()]  # longest first, equals by their slots
+        self._in_batch[self._joining] = True
+        self._pageless += self._joining
+        self._joining.clear()
+        self._changed = False
+        self.batch = self._of_rows(self.batch.version + 1, rows)
+
+    def _of_rows(self, version: int, rows: Column) -> Batch:
+        lengths, lasts = self._length[rows], self._last_step[rows]
+        return Batch(
+            version, rows, lengths, (1 - lengths) % self._size, lasts, int(lasts.min(initial=NEVER)),
+            self._listens[rows].nonzero()[0].tolist(), bool(self.draws[rows].any()),
+        )  # fmt: skip
+
+    def clear(self) -> None:
+        """All rows are free, also those kept for chunks that will not end; nothing has to be told to the device."""
+        for slot, job in enumerate(self.jobs):
+            if job is not None:
+                self.unseat(slot)
+        self._in_batch[:] = False
+        self._joining.clear()
+        self._pageless.clear()
+        self._delta = Delta()
+        self.reform()
+
+    # -- one step
+
+    def length(self, slot: int) -> int:
+        """Tokens of a row's context that the next step reads."""
+        return int(self._length[slot]) + (self.batch.steps if self._in_batch[slot] else 0)
+
+    def grow(self) -> None:
+        """Every row gets the page its next token goes to. A few array operations, and O(1) Python for each new page."""
+        for slot in self._pageless:
+            self._bring(slot)
+        self._pageless.clear()
+        batch = self.batch
+        at = (batch.phase == batch.steps % self._size).nonzero()[0]
+        if not len(at):
+            return
+        slots = batch.rows[at]
+        slots = slots[self._held[slots] * self._size < batch.lengths[at] + batch.steps]  # it may have come with more
+        names = self._names
+        pages = self._pool.hold_next([names[slot] for slot in slots.tolist()])
+        self._delta.places.append(slots * self._width + self._held[slots])
+        self._delta.pages.append(pages)
+        self._held[slots] += 1
+
+    def _bring(self, slot: int) -> None:
+        """A row has just come, with pages that the device does not know of."""
+        name = self._names[slot]
+        self._pool.hold(name, self.length(slot))
+        pages = list(self._pool.pages(name))
+        self._delta.places.append(np.arange(len(pages)) + slot * self._width)
+        self._delta.pages.append(pages)
+        self._held[slot] = len(pages)
+
+    def take_delta(self) -> Callable[[], None]:
+        """The changes since the last step, as work for the device."""
+        delta, self._delta = self._delta, Delta()
+        columns = self.columns
+        return lambda: columns.apply(delta) if delta else None
+
+    # -- what steps made
+
+    def record(self, step: int, batch: Batch, tokens: Column) -> None:
+        """Tokens of a step that has ended."""
+        self._history.write(step, batch.rows, tokens)
+
+    def ending(self, step: int, batch: Batch, tokens: Column) -> list[Job]:
+        """Requests that end with a step, by a stop token or their limit.
+
+        One look-up for all, and O(1) Python for each row whose token ends anybody's.
+        """
+        maybe = self._stopping.take(tokens, mode="clip")
+        if step >= batch.soonest:
+            maybe |= batch.lasts <= step
+        found = []
+        for at in maybe.nonzero()[0].tolist():
+            job = self.jobs[batch.rows[at]]
+            if job is None or job.ended:
+                continue  # it ended before: what the row still makes does not count
+            if batch.lasts[at] <= step or int(tokens[at]) in job.stops:
+                found.append(job)
+        return found
+
     def end(self, slot: int) -> None:
-        """A row's request has ended: nothing it still makes counts."""
+        """A row's request has ended: nothing it still makes counts, and no step needs it."""
         self.collect(slot).ended = True
-        self.counts[slot] = False
+        self._history.end(slot)
+        self.leave(slot)
 
     def collect(self, slot: int) -> Job:
         """What a row made goes to its request."""
         job = self._job(slot)
-        job.produced += self.history[slot, : self.count[slot]].tolist()
-        self.count[slot] = 0
+        job.produced += self._history.take(slot)
         return job
 
     def _job(self, slot: int) -> Job:
@@ -179,55 +239,8 @@ class BatchTable:
         assert job is not None
         return job
 
-    # -- one step
-
-    def grow(self) -> None:
-        """Every row gets the page its next token goes to. O(rows) in numpy, and O(1) Python for each new page."""
-        rows = self.rows
-        short = rows[self.length[rows] > self._held[rows] * self._size]
-        if not len(short):
-            return
-        held = self._held[short]
-        for slot in short[held == 0].tolist():  # it has just come, with pages that the device does not know of
-            job = self._job(slot)
-            self._pool.hold(job.id, int(self.length[slot]))
-            pages = self._pool.pages(job.id)
-            self.delta.pages |= enumerate(pages, slot * self._width)
-            self._held[slot] = len(pages)
-        grown = short[held > 0]
-        places = grown * self._width + held[held > 0]
-        pages = self._pool.hold_next([self._job(slot).id for slot in grown.tolist()])
-        self.delta.pages.update(zip(places.tolist(), pages, strict=True))
-        self._held[grown] += 1
-
-    def advance(self) -> None:
-        """A step has been launched: every row is one token longer."""
-        self.length[self.rows] += 1
-
-    def record(self, rows: Column, tokens: Column) -> None:
-        """Tokens of a step that has ended, for rows that still count."""
-        at = self.count[rows]
-        if len(at) and int(at.max()) >= self.history.shape[1]:
-            self.history = np.concatenate((self.history, np.zeros_like(self.history)), axis=1)
-        self.history[rows, at] = tokens
-        self.count[rows] = at + 1
-
-    def stops(self, rows: Column, tokens: Column) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which of the tokens end their row's request. O(rows) in numpy but for rows with stop tokens of their own."""
-        over = np.isin(tokens, self._common_stops) & self._stops_commonly[rows]
-        for at in np.flatnonzero(self._stops_specially[rows]).tolist():
-            job = self.jobs[int(rows[at])]
-            over[at] = job is not None and int(tokens[at]) in job.stops
-        return over
-
-    def free_stray(self) -> None:
-        """Rows kept for chunks that will not end are free again."""
-        for slot, job in enumerate(self.jobs):
-            if job is not None:
-                self.unseat(slot)
-
-    def take_delta(self) -> Callable[[], None]:
-        """The changes since the last step, as work for the device."""
-        delta, self.delta = self.delta, Delta()
-        columns = self.columns
-        return lambda: columns.apply(delta) if delta else None
+    def undo(self, batches: list[Batch]) -> None:
+        """Launched steps, of these batches, did not happen: their rows are as long as before."""
+        self.reform()
+        for batch in batches:
+            self._length[batch.rows] -= 1

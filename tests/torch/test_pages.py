@@ -30,6 +30,56 @@ def test_pages_are_neither_lost_nor_given_twice(actions: list[tuple[bool, int, i
         assert allocator.take(pages) == list(range(pages)), "all neighbours have been joined"
 
 
+class Plainly:
+    """The same allocator by its definition: a set of free pages, looked through for everything."""
+
+    def __init__(self, pages: int) -> None:
+        self.free = set(range(pages))
+
+    def take(self, count: int, after: int | None = None) -> list[int]:
+        taken: list[int] = []
+        while after is not None and len(taken) < count and after + 1 in self.free and after + 1 not in self._inner():
+            taken += self._take(range(after + 1, after + 1 + min(count, self._length(after + 1))))
+        while len(taken) < count:
+            wanted = count - len(taken)
+            starts = sorted((self._length(page), page) for page in self.free - self._inner())
+            fits = [(length, page) for length, page in starts if length >= wanted]
+            length, page = fits[0] if fits else next(one for one in starts if one[0] == starts[-1][0])
+            taken += self._take(range(page, page + min(wanted, length)))
+        return taken
+
+    def _take(self, pages: range) -> range:
+        self.free -= set(pages)
+        return pages
+
+    def _inner(self) -> set[int]:
+        """Free pages that are not the first of their run."""
+        return {page for page in self.free if page - 1 in self.free}
+
+    def _length(self, page: int) -> int:
+        return next(length for length in range(len(self.free) + 1) if page + length not in self.free)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 6), st.integers(0, 30)), min_size=20, max_size=60),
+    st.integers(20, 60),
+)
+def test_the_pages_are_those_of_the_definition(actions: list[tuple[bool, int, int]], pages: int) -> None:
+    allocator, plainly = PageAllocator(pages), Plainly(pages)
+    held: list[list[int]] = []
+    for take, count, which in actions:
+        if take and count <= allocator.free:
+            after = held[which % len(held)][-1] if held and which % 3 else None
+            taken = allocator.take(count, after)
+            assert taken == plainly.take(count, after)
+            held.append(taken)
+        elif held and not take:
+            given_back = held.pop(which % len(held))
+            allocator.give(given_back)
+            plainly.free |= set(given_back)
+        assert allocator.free == len(plainly.free)
+
+
 def test_the_next_page_is_the_one_behind_where_a_run_begins_there() -> None:
     allocator = PageAllocator(8)
     first, second = allocator.take(2), allocator.take(3)

@@ -133,7 +133,7 @@ def readable(executor: TorchExecutor, name: str, tier: str) -> int:
         if tier not in lane.lane.ranks or job is None:
             continue
         if job.slot >= 0 and lane._table.jobs[job.slot] is job:
-            tokens = int(lane._table.length[job.slot]) - 1 - sum(job.slot in step.rows for step in lane._flying)
+            tokens = lane._table.length(job.slot) - 1 - sum(job.slot in step.batch.rows for step in lane._flying)
         starts += [chunk.start for step in lane._flying for chunk in step.chunks if chunk.request == name]
     return min([tokens, *starts])
 

@@ -67,20 +67,19 @@ def plan(
     if len(lengths) and int(lengths.min()) < 1:
         short = int(lengths.argmin())
         raise ExecutorError(f"row {short}: a request that decodes reads at least one token, not {int(lengths[short])}")
-    pages = -(-lengths // page_size)
-    ends = np.cumsum(pages * kv_heads)
-    total = int(ends[-1]) if len(ends) else 0
+    rows = len(lengths)
+    pages, begin = np.ones(rows + 1, dtype=np.int64), np.zeros(rows + 1, dtype=np.int64)  # and what is behind the rows:
+    pages[:rows] = (lengths + (page_size - 1)) // page_size  # one page of run rows * kv_heads, where the work ends
+    (pages[:rows] * kv_heads).cumsum(out=begin[1:])
+    total = int(begin[rows])
     used = max(1, min(programs, total, total * page_size // max(1, least_tokens)))
-    at = np.full(programs + 1, total, dtype=np.int64)
-    at[:used] = np.arange(used) * total // used
-    row: Column = np.searchsorted(ends, at, side="right")
-    known = np.minimum(row, len(lengths) - 1)  # behind the last row there is nothing: run rows * kv_heads, page 0
-    within = np.where(row < len(lengths), at - (ends - pages * kv_heads)[known], 0) if total else np.zeros_like(at)
-    each = pages[known] if total else np.ones_like(at)
-    run, place = row * kv_heads + within // each, within % each
+    at = np.minimum(np.arange(programs + 1) * total // used, total)
+    row: Column = begin[1:].searchsorted(at, side="right")
+    each = pages[row]
+    head, place = np.divmod(at - begin[row], each)
     if invariant:
         place = place // segment_pages(each, page_size)
-    return Plan(_with_parts(run, place), len(lengths), kv_heads, page_size, SEGMENTS if invariant else 0)
+    return Plan(_with_parts(row * kv_heads + head, place), rows, kv_heads, page_size, SEGMENTS if invariant else 0)
 
 
 def segment_pages(pages: Column, page_size: int) -> Column:
@@ -90,8 +89,10 @@ def segment_pages(pages: Column, page_size: int) -> Column:
 
 def _with_parts(run: Column, page: Column) -> Ints:
     """The third row: parts of a run that begins in program p and is cut by its end. Its other parts fill p + 1, ..."""
+    starts: Ints = np.zeros((3, len(run)), dtype=np.int32)
+    starts[0], starts[1] = run, page
     begins = (run[:-1] < run[1:]) | (page[:-1] == 0)
     cut = (page[1:] > 0) & begins
-    behind = np.searchsorted(run, run[1:], side="right") - np.arange(1, len(run))
-    parts = np.where(cut, 1 + behind, 0)
-    return np.stack((run, page, np.append(parts, 0))).astype(np.int32)
+    behind = run.searchsorted(run[1:], side="right") - np.arange(len(cut))
+    starts[2, :-1] = behind * cut
+    return starts

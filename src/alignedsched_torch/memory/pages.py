@@ -6,21 +6,27 @@ Pages hold all layers, so a run of pages is one contiguous stretch of memory, an
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-
-from sortedcontainers import SortedDict, SortedList
 
 from alignedsched.errors import ExecutorError
 
 
 class PageAllocator:
-    """Free pages as runs, by their first page and by their length. Taking and giving are O(runs touched · log runs)."""
+    """Free pages as runs that are known by both their ends and by their length.
+
+    Neighbours are found by the ends, in dicts; of runs of one length the first ones' places are in order, and so are
+    the lengths that there are. Taking and giving a run is a few look-ups and insertions into short lists.
+    """
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
-        self._runs: SortedDict[int, int] = SortedDict()  # first page -> length
-        self._lengths: SortedList[tuple[int, int]] = SortedList()  # (length, first page)
         self.free = pages
+        self._taken = bytearray(pages)  # 1: somebody has it
+        self._length: dict[int, int] = {}  # first page of a run -> its length
+        self._first: dict[int, int] = {}  # the page behind a run -> its first
+        self._places: dict[int, list[int]] = {}  # length -> first pages of such runs, in order
+        self._lengths: list[int] = []  # in order
         if pages:
             self._add(0, pages)
 
@@ -30,7 +36,7 @@ class PageAllocator:
         Raises ExecutorError if fewer are free; nothing is taken then.
         """
         self._check(count)
-        behind = None if after is None else self._runs.get(after + 1)
+        behind = None if after is None else self._length.get(after + 1)
         taken = [] if after is None or behind is None else self._cut(after + 1, min(count, behind))
         return taken + self._search(count - len(taken))
 
@@ -40,7 +46,8 @@ class PageAllocator:
         Raises ExecutorError if fewer are free; nothing is taken then.
         """
         self._check(len(after))
-        taken = [self._cut(page + 1, 1)[0] if page + 1 in self._runs else -1 for page in after]
+        starts = self._length
+        taken = [self._cut(page + 1, 1)[0] if page + 1 in starts else -1 for page in after]
         found = iter(self._search(taken.count(-1)))
         return [next(found) if page < 0 else page for page in taken]
 
@@ -53,27 +60,38 @@ class PageAllocator:
         found: list[int] = []
         while len(found) < count:
             wanted = count - len(found)
-            at = self._lengths.bisect_left((wanted, -1))  # the shortest that holds all, the first of equals
-            if at == len(self._lengths):
-                at = self._lengths.bisect_left((self._lengths[-1][0], -1))  # else the longest
-            length, first = self._lengths[at]
-            found += self._cut(first, min(wanted, length))
+            at = bisect_left(self._lengths, wanted)  # the shortest that holds all, else the longest
+            length = self._lengths[min(at, len(self._lengths) - 1)]
+            found += self._cut(self._places[length][0], min(wanted, length))
         return found
 
     def _cut(self, first: int, count: int) -> list[int]:
         length = self._drop(first)
         if length > count:
             self._add(first + count, length - count)
+        self._taken[first : first + count] = b"\1" * count
         self.free -= count
         return list(range(first, first + count))
 
     def _add(self, first: int, length: int) -> None:
-        self._runs[first] = length
-        self._lengths.add((length, first))
+        self._length[first] = length
+        self._first[first + length] = first
+        places = self._places.get(length)
+        if places is None:
+            self._places[length] = [first]
+            insort(self._lengths, length)
+        else:
+            insort(places, first)
 
     def _drop(self, first: int) -> int:
-        length: int = self._runs.pop(first)
-        self._lengths.remove((length, first))
+        length = self._length.pop(first)
+        del self._first[first + length]
+        places = self._places[length]
+        if len(places) > 1:
+            del places[bisect_left(places, first)]
+        else:
+            del self._places[length]
+            del self._lengths[bisect_left(self._lengths, length)]
         return length
 
     def give(self, pages: Iterable[int]) -> None:
@@ -90,23 +108,20 @@ class PageAllocator:
             self._give(first, length)
 
     def _give(self, first: int, length: int) -> None:
-        at = self._runs.bisect_right(first)
-        before = self._runs.peekitem(at - 1) if at else None
-        after = self._runs.peekitem(at) if at < len(self._runs) else None
-        wrong = None  # the first of them that is not in anybody's hands
-        if first < 0 or (before is not None and first < before[0] + before[1]):
-            wrong = first
-        elif after is not None and after[0] < first + length:
-            wrong = after[0]
-        elif first + length > self.pages:
+        behind = first + length
+        wrong = first if first < 0 else self._taken.find(0, first, behind)  # the first that is not in anybody's hands
+        if wrong < 0 and behind > self.pages:
             wrong = max(first, self.pages)
-        if wrong is not None:
+        if first < 0 or wrong >= 0:
             raise ExecutorError(f"page {wrong} of {self.pages} is given back, but nobody has it")
+        self._taken[first:behind] = bytes(length)
         self.free += length
-        if after is not None and after[0] == first + length:
-            length += self._drop(after[0])
-        if before is not None and before[0] + before[1] == first:
-            first, length = before[0], length + self._drop(before[0])
+        if behind in self._length:
+            length += self._drop(behind)
+        before = self._first.get(first)
+        if before is not None:
+            length += self._drop(before)
+            first = before
         self._add(first, length)
 
 

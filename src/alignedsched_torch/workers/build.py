@@ -64,7 +64,7 @@ def build(spec: WorkerSpec, regions: Mapping[str, Region]) -> Rank:
         _pin(shared[HOST])
     jobs: dict[str, Job] = {}
     pool = pools[spec.own]
-    table = BatchTable(pool, lane.max_members, _pages(spec, shape), lane.run_ahead, frozenset(config.eos))
+    table = BatchTable(pool, lane.max_members, _pages(spec, shape), lane.run_ahead, config.vocab)
     forward = Forward(decoder, pool, table, device.stream("compute"))
     runner = LaneRunner(lane, forward, pool, jobs, spec.first_step)
     return Rank(jobs, pools, table, runner, Mover(spec.rank, device, pools, shared))
