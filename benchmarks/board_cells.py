@@ -147,6 +147,7 @@ EVERYBODY = (
     "fcfs", "density_first", "cost_aligned", "cost_aligned:remaining", "waves", "buckets", "sjf", "sjf_oracle",
 )  # fmt: skip
 IN_LOCKSTEP = (*CORE, "round_robin")
+PROMISED = ("fcfs", "cost_aligned:tpot")  # told the TPOT that clients are promised
 BLOCKS = (
     Block("what kernels do, flooded", ("8B", "70B"), UNEVEN, ("pool",), MAIN, ("1.3 even",)),
     Block("one plain server", ("8B",), ("gated", "balanced"), ("colocated",), MAIN, ("0.6", "1.3")),
@@ -173,6 +174,9 @@ BLOCKS = (
     Block("idle", ("8B",), ("balanced", "gated", "unsplit", "padded"), ("pool",), ("mooncake", "mix"),
           ("0.3", "0.6")),
     Block("near capacity, two KV heads", ("70B",), ("gated", "unsplit"), ("pool",), MAIN, ("0.9",)),
+    Block("with a TPOT target", ("8B",), ("gated",), ("pool", "colocated"), SOME, ("1.3",), PROMISED),
+    Block("with a TPOT target, the limit cases", ("8B",), ("unsplit", "padded"), ("pool",), SOME, ("1.3 even",),
+          PROMISED),
     Block("everybody, the limit cases flooded", ("8B",), ("unsplit", "padded"), ("pool",), MAIN, ("1.3 even",),
           EVERYBODY),
     Block("extremes, offline", ("8B",), ("gated",), ("pool",), ("bimodal", "giant", "long-outputs"), ("offline",),
@@ -188,8 +192,11 @@ BLOCKS = (
 
 
 def even_twin(cell: Cell) -> Cell:
-    """The cell where imbalance costs nothing: what `fcfs` reaches there is the yardstick of an offline cell."""
-    return attrs.evolve(cell, surface="balanced")
+    """The cell where imbalance costs nothing, and the requests are the same: what `fcfs` reaches there is a yardstick.
+
+    Only of cells that are offline, or whose load is told by this very cell.
+    """
+    return attrs.evolve(cell, surface="balanced", load=cell.load.removesuffix(" even"))
 
 
 def design() -> dict[Cell, tuple[str, ...]]:

@@ -95,7 +95,7 @@ def _cell(cell: Cell, runs: Runs, twin: Runs) -> dict[str, Any]:
         merged["bound_by"] = sorted({row["bound_by"] for row in bounded})
     even = _good(runs, EVEN) if cell.surface == "lockstep" else _good(twin, "fcfs")
     shared = [seed for seed in plain if seed in even and even[seed]["n"] == plain[seed]["n"]]
-    if cell.offline and shared:
+    if shared and (cell.offline or cell.even_load or cell.surface == "lockstep"):
         merged["b"] = _short(fmean(even[seed]["throughput"] / plain[seed]["throughput"] for seed in shared))
     return merged
 

@@ -41,6 +41,7 @@ POLICIES: dict[str, tuple[str | None, dict[str, Any]]] = {
     "density_first": ("density_first", {}),
     "cost_aligned": ("cost_aligned", {}),
     "cost_aligned:remaining": ("cost_aligned", {"order": "remaining"}),
+    "cost_aligned:tpot": ("cost_aligned", {"tpot_target_s": SYSTEMS["8B"].promised.tpot_s}),
     "waves": ("waves", {}),
     "buckets": ("buckets", {}),
     "sjf": ("sjf", {}),

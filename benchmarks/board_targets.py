@@ -109,11 +109,16 @@ def _remaining(cell: CellData) -> tuple[Limit, ...]:
     return (Limit("e2e_mean", most=1 / 1.5), Limit("e2e_p99", most=1.1)) if wanted else ()
 
 
+def _tpot(cell: CellData) -> tuple[Limit, ...]:
+    return (Limit("tpot_p99", most=1.05),)
+
+
 DEMANDS = (
     Demand("Never worse than `fcfs`: throughput, mean E2E, and online p99 E2E", _never_worse),
     Demand("Wins where sequences are not split (`unsplit`)", _unsplit),
     Demand("Wins where shapes are padded (`padded`)", _padded),
     Demand("At least 0.6 of what imbalance costs `fcfs` (`gated`, b > 1.1, offline)", _gated),
+    Demand("Time per token no worse where a target for it is given: p99", _tpot, policy="cost_aligned:tpot"),
     Demand("Lanes of 8 ranks: over round-robin placement", _lockstep, over="round_robin"),
     Demand("`order=remaining`: mean E2E 1.5 times better on azure under `balanced`", _remaining,
            policy="cost_aligned:remaining"),
@@ -154,7 +159,7 @@ def _check(demand: Demand, cell: CellData, ran: CellData, limits: tuple[Limit, .
 
 
 def _possible(cell: CellData, rival: CellData) -> list[tuple[str, float, str]]:
-    """What throughput could be had at all, over the same rival: the two yardsticks of an offline cell."""
+    """What throughput could be had, over the same rival: the yardsticks of the cell."""
     plain, over = cell["policies"]["fcfs"]["figures"]["throughput"], rival["ratios"]["throughput"][0]
     found = []
     if "b" in cell:

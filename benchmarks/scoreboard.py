@@ -87,7 +87,7 @@ def jobs_of(
     known = {key_of(row) for row in done if "error" not in row}
     for cell, names in cells.items():
         # Ranks in lockstep have no twin on another surface: their yardstick is a run of its own.
-        wanted = (*names, EVEN) if cell.offline and cell.surface == "lockstep" else names
+        wanted = (*names, EVEN) if names and cell.surface == "lockstep" else names
         for seed in range(seeds):
             missing = tuple(name for name in wanted if (cell, seed, name) not in known)
             if missing:
