@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from alignedsched import Policy, Request, Scheduler
+from alignedsched import Policy, Request, Scheduler, policy
+from alignedsched.costs import AffineCosts
 from alignedsched.events import Event
 from alignedsched.plan import Plan
+from alignedsched.policies.cost_aligned import CostAligned
 
 from .naive import NaiveScheduler
 from .step_by_step import StepByStep, decoding, one_lane, two_lanes
@@ -19,6 +21,9 @@ from .taking_turns import Figure, Spent, Taker, spent, take_turns
 
 BLOCK = 16
 CHURN = 5  # finishes and joins of a step
+# Surfaces on which the default policy goes in waves, and in rounds: the longest binds, from 8 members on if gated.
+UNSPLIT = AffineCosts(0.006, 1e-5, 1e-8, 1e-6, "unsplit")
+GATED = AffineCosts(0.006, 1e-5, 1e-8, 1e-6, "gated", 8.0)
 
 
 def timed(rig: StepByStep, events: list[Event]) -> Spent:
@@ -135,10 +140,40 @@ def _churn(rig: StepByStep, finish: int, random: Random) -> Callable[[], Spent]:
     lane = next(lane for lane in rig.lanes.values() if lane.members)
 
     def once() -> Spent:
-        chosen = tuple(random.sample(list(lane.members), finish))
+        leaving = {request for order in lane.pending for request in order.leaves}
+        staying = [request for request in lane.members if request not in leaving]
+        chosen = tuple(random.sample(staying, min(finish, len(staying))))
         events = rig.arrived_copies()
         for other in rig.lanes.values():
             events += other.run(chosen if other is lane else ())
         return timed(rig, events)
 
     return once
+
+
+def aligned(members: int, queued: int, repetitions: int) -> Iterator[Figure]:
+    """The default policy, where it aligns: a finish and a refill from a wave, and rounds of two groups or more."""
+    waves, rounds = _long_tailed(members, queued, UNSPLIT), _long_tailed(members, queued, GATED)
+    random, case = Random(7), f"a finish and a refill, {members:,} members, {queued:,} queued"
+    yield from take_turns(
+        [
+            Taker(f"{case}, in a wave (cost_aligned)", "alignedsched", repetitions, _churn(waves, 1, random), 300.0),
+            Taker(f"{case}, in a wave and rounds", "alignedsched", repetitions, _churn(rounds, 1, random)),
+        ]
+    )
+    yield from take_turns(
+        [Taker("plain step in a wave (cost_aligned)", "alignedsched", 5 * repetitions, _churn(waves, 0, random), 20.0)]
+    )
+
+
+def _long_tailed(members: int, queued: int, costs: AffineCosts) -> StepByStep:
+    """A full lane that prefills and decodes, one request of a hundred far longer than the others, waves on."""
+    aligning, random = policy("cost_aligned"), Random(3)
+    rig = StepByStep(Scheduler(one_lane(members), aligning, costs))
+    some = (random.randint(20_000, 60_000) if random.random() < 0.01 else length for length in lengths(random))
+    rig.fill((Request(f"r{i}", next(some)) for i in range(members + queued)), "gpu-lane", members)
+    assert isinstance(aligning.batching, CostAligned)
+    once = _churn(rig, 1, random)
+    while not aligning.batching.memory.waves:
+        once()
+    return rig

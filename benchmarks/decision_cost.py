@@ -26,7 +26,7 @@ from attrs import asdict, frozen
 import alignedsched
 from alignedsched import policy
 
-from .decision_cases import churn, plain_steps
+from .decision_cases import aligned, churn, plain_steps
 from .deep_cases import Depth, deep, deep_naive
 from .taking_turns import Figure
 
@@ -64,6 +64,7 @@ def measure(scale: Scale) -> tuple[list[Figure], list[Depth]]:
     for name in ("fcfs", "density_first"):
         figures += churn(name, lambda name=name: policy(name), scale.members, scale.churn_pool, scale.churn_steps)  # type: ignore[misc]
         gc.collect()
+    figures += aligned(scale.members, scale.pooled, scale.churn_steps)
     return figures, depths
 
 
