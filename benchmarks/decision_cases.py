@@ -21,6 +21,7 @@ from .taking_turns import Figure, Spent, Taker, spent, take_turns
 
 BLOCK = 16
 CHURN = 5  # finishes and joins of a step
+ASKED = 1000  # steps in which the gate of the default policy is asked often enough
 # Surfaces on which the default policy goes in waves, and in rounds: the longest binds, from 8 members on if gated.
 UNSPLIT = AffineCosts(0.006, 1e-5, 1e-8, 1e-6, "unsplit")
 GATED = AffineCosts(0.006, 1e-5, 1e-8, 1e-6, "gated", 8.0)
@@ -171,9 +172,10 @@ def _long_tailed(members: int, queued: int, costs: AffineCosts) -> StepByStep:
     aligning, random = policy("cost_aligned"), Random(3)
     rig = StepByStep(Scheduler(one_lane(members), aligning, costs))
     some = (random.randint(20_000, 60_000) if random.random() < 0.01 else length for length in lengths(random))
-    rig.fill((Request(f"r{i}", next(some)) for i in range(members + queued)), "gpu-lane", members)
+    rig.fill((Request(f"r{i}", next(some)) for i in range(members + queued + ASKED)), "gpu-lane", members)
     assert isinstance(aligning.batching, CostAligned)
     once = _churn(rig, 1, random)
-    while not aligning.batching.memory.waves:
+    for _ in range(ASKED):
         once()
+    assert aligning.batching.memory.waves, "the gate has been asked, and waves are on"
     return rig

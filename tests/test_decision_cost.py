@@ -155,7 +155,7 @@ def test_the_benchmark_runs_small_and_writes_every_case(tmp_path: Path) -> None:
     assert decision_cost.main(["--smoke", "--json", str(target)]) == 0
     result = json.loads(target.read_text(encoding="utf-8"))
     ours = [figure["case"] for figure in result["figures"] if figure["scheduler"] == "alignedsched"]
-    assert len(ours) == len(set(ours)) == 19
+    assert len(ours) == len(set(ours)) == 22
     assert len(result["ratios_of_medians_naive_over_ours"]) == 10
     assert {depth["scheduler"] for depth in result["queue"]} == {"alignedsched", "naive"}
     for figure in result["figures"]:
