@@ -115,14 +115,15 @@ class CostAligned:
         return Composition(
             joins=list(self._plain.from_pool(view, view.ranks, seats, waiting, keeps)),
             parks=parks,
-            wake_at=None if turn is None else self._wake_at(view, turn),
-            why="a group's turn" if turn is not None else "who sat out, then the next of the wave",
+            wake_at=None if turn is None else self._wake_at(view, turn, lane.looked),
+            why=_why(turn),
         )
 
-    def _wake_at(self, view: LaneView, turn: Turn) -> float:
+    def _wake_at(self, view: LaneView, turn: Turn, looked: float | None) -> float:
         """When the turn should be over, or, if its steps are slow, somebody has sat out for half of what is allowed."""
+        began = view.now if looked is None else looked
         out = (view.entry(request).since for request in view.resident if not turn.holds(view.pool.length(request)))
-        since = next(out, view.now)  # who is sent out now, if nobody is out
+        since = min(began, next(out, began))  # who is sent out by this turn is so from its beginning
         overdue = max(view.now + turn.pace, since + self.rounds.longest_wait / 2)
         return min(turn.wake_at(view.step, view.now), overdue)
 
@@ -158,7 +159,7 @@ class CostAligned:
     def _look(self, view: LaneView, costs: Costs, lane: LaneMemory, waves: bool) -> LaneMemory:
         """Whose turn it is now."""
         turn, now, batch, pool = lane.turn, view.now, view.ranks[0].batch, view.pool
-        urgent = self._urgent(view) if turn is not None else None
+        urgent = self._urgent(view, lane.looked) if turn is not None else None
         if turn is None:
             if lane.returning and not view.resident and not view.leaving:
                 return LaneMemory(None, lane.looked)
@@ -196,13 +197,23 @@ class CostAligned:
         together = costs.step_seconds(load)
         return together - costs.balanced_seconds(load) > self.rounds.bubble * together
 
-    def _urgent(self, view: LaneView) -> int | None:
-        """The length of who has sat out for half of what is allowed, if anybody has."""
+    def _urgent(self, view: LaneView, looked: float | None) -> int | None:
+        """The length of who has sat out for half of what is allowed, if anybody has.
+
+        A turn's order to leave may be reported late: whoever it sends out is out since it was given, at ``looked``.
+        """
         first = next(iter(view.resident), None)
         if first is None:
             return None
-        late = view.now - view.entry(first).since >= self.rounds.longest_wait / 2
-        return view.pool.length(first) if late else None
+        since = view.entry(first).since
+        since = since if looked is None else min(since, looked)
+        return view.pool.length(first) if view.now - since >= self.rounds.longest_wait / 2 else None
+
+
+def _why(turn: Turn | None) -> str:
+    if turn is None:
+        return "who sat out, then the next of the wave"
+    return "without those far too long for the wave" if turn.sets_aside else "a group's turn"
 
 
 def _growth(view: LaneView, turn: Turn) -> int:
