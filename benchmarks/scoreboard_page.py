@@ -34,7 +34,8 @@ are, `docs/fidelity.md` how close whole servers are). Claims about GPUs should u
 measured; `unsplit` and `padded` are limit cases. A ratio is over `fcfs` on the very same requests and arrivals: for
 throughput more is better, for latencies less. Means are over {seeds} seeds or windows; ± is half of a 95 % interval. A
 demand counts as met only where half-widths are within 1 % (throughput) and 3 % (p99) of it. Else the cell is "clear
-but wide" where the whole interval lies on the right side of the limit, and "not settled" where it does not.
+but wide" where the whole interval lies on the right side of the limit, and "not settled" where it does not. Why what is
+not met is not: [scoreboard-reasons.md](scoreboard-reasons.md).
 """
 
 CELLS = """\
@@ -60,7 +61,7 @@ CONDITIONS = """\
 | load | share of what `fcfs` sustains offline in the same cell with the same requests: nine tenths of them over the time until that many have ended. "even": of what it sustains at zero imbalance cost |
 | online | {online:,} requests; of real traces five windows; under lockstep twice as many, windows overlap |
 | objectives | {promised} (chosen, not measured); a request counts in goodput when it keeps both |
-| b | throughput of `fcfs` at zero imbalance cost / `fcfs` |
+| b | throughput of `fcfs` at zero imbalance cost / `fcfs`, offline and at loads that are the same there |
 | bound | `benchmarks/fluid.py`: no schedule is faster, however clairvoyant |
 
 Of all combinations these are run, in this order: {blocks}. What a policy is: `docs/policies.md`; `sjf_oracle` alone
