@@ -163,7 +163,8 @@ def _frontier(plt: Any, board: Board) -> Any:
             side.set_minor_locator(NullLocator())
         axis.margins(0.15)
         axis.tick_params(labelsize=6)
-        axis.set_title(f"{cell['surface']} {cell['trace']} {cell['load']}", fontsize=7)
+        where = "" if cell["topology"] == "pool" else f" {cell['topology']}"
+        axis.set_title(f"{cell['surface']}{where} {cell['trace']} {cell['load']}", fontsize=7)
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=colour[name], label=name) for name in names]
     figure.legend(handles=handles, fontsize=7, loc="outside lower center", ncol=min(5, len(names)))
     figure.suptitle("mean E2E (across) and p99 E2E (up), over fcfs: lower left is better", fontsize=9)

@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         with (options.scratch / "codes.txt").open("a", encoding="utf-8") as codes:
             codes.write(f"{code}\n")
     rows = read_rows(path)
-    about = {"minutes": round((time.time() - began) / 60, 1), "code": _codes(options.scratch)}
+    about = {"code": _codes(options.scratch)}
     merged = merge(rows, about, options.traces)
     failed = sum("error" in row for row in rows)
     print(
