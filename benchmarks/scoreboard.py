@@ -180,6 +180,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--page", action="store_true", help="run nothing: write the page from the results")
     parser.add_argument("--only", default="", metavar="REGEX", help="cells whose name it matches")
     parser.add_argument("--policies", default=".*", metavar="REGEX", help="policies whose name it matches, whole")
+    parser.add_argument("--requests", type=int, help="in place of a cell's own number of them; keep such rows apart")
     parser.add_argument("--traces", type=Path, default=TRACES)
     parser.add_argument("--scratch", type=Path, default=SCRATCH)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -198,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     if path.exists() and not options.resume and not options.merge:
         path.replace(path.with_suffix(".old"))  # hours of work are not deleted at a slip
     if not options.merge:
-        seeds, requests = (SMOKE_SEEDS, SMOKE_REQUESTS) if options.smoke else (SEEDS, None)
+        seeds, requests = (SMOKE_SEEDS, SMOKE_REQUESTS) if options.smoke else (SEEDS, options.requests)
         until = began + 60 * options.minutes
         jobs = list(jobs_of(wanted_cells(options), read_rows(path), seeds, requests, options.traces, until))
         code = code_digest()
