@@ -1,6 +1,6 @@
 """Random runs of ``cost_aligned`` seen from outside: who sits out, for how long, and whether anything was in vain.
 
-    python -m benchmarks.sitting [--runs 100000] [--out benchmarks/results/sitting.json]
+    python -m benchmarks.sitting [--runs 100000] [--jobs 2] [--out benchmarks/results/sitting.json]
 
 A run has 12, 24 or 50 requests, some of them far longer than the others, at any rate, on one lane or on a device each
 for prefill and decode, with any room, seats and length of turns, on a surface on which requests sit out; every request
@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,6 +40,7 @@ from alignedsched.scheduler import Scheduler
 from alignedsched.sim.executor import SimulatedExecutor
 from alignedsched.workloads import Workload
 
+A_PART = 1000  # runs between two lines of progress
 WAIT_S = 3.0  # a step of these clusters takes up to half a second
 GATED = AffineCosts(0.005, 1e-5, 1e-5, 4e-4, "gated", 8.0, 1e-10)
 SURFACES = {
@@ -192,19 +194,34 @@ def fresh() -> dict[str, Any]:
     }
 
 
-def add(found: dict[str, Any], seed: int) -> None:
-    found["runs"] += 1
-    try:
-        sitting = one(seed)
-    except AssertionError as error:
-        found["violations"].append(f"seed {seed}: {error}")
-        return
-    found["requests"] += sitting.ends.total()
-    found["times_sat_out"] += sitting.outs
-    found["runs_in_which_anybody_sat_out"] += sitting.outs > 0
-    if (share := round(sitting.longest / WAIT_S, 4)) > found["longest_share"]:
-        found["longest_share"], found["longest_seed"] = share, seed
-    found["longest_preempted_share"] = max(found["longest_preempted_share"], round(sitting.preempted / WAIT_S, 4))
+def runs(seeds: range) -> dict[str, Any]:
+    """What is found in the runs of these seeds."""
+    began, found = time.process_time(), fresh()
+    for seed in seeds:
+        found["runs"] += 1
+        try:
+            sitting = one(seed)
+        except AssertionError as error:
+            found["violations"].append(f"seed {seed}: {error}")
+            continue
+        found["requests"] += sitting.ends.total()
+        found["times_sat_out"] += sitting.outs
+        found["runs_in_which_anybody_sat_out"] += sitting.outs > 0
+        if (share := round(sitting.longest / WAIT_S, 4)) > found["longest_share"]:
+            found["longest_share"], found["longest_seed"] = share, seed
+        found["longest_preempted_share"] = max(found["longest_preempted_share"], round(sitting.preempted / WAIT_S, 4))
+    found["cpu_seconds"] = time.process_time() - began
+    return found
+
+
+def add(found: dict[str, Any], more: dict[str, Any]) -> None:
+    """Take in what was found in the seeds that follow."""
+    for name in ("runs", "requests", "runs_in_which_anybody_sat_out", "times_sat_out", "violations"):
+        found[name] += more[name]
+    if more["longest_share"] > found["longest_share"]:
+        found["longest_share"], found["longest_seed"] = more["longest_share"], more["longest_seed"]
+    found["longest_preempted_share"] = max(found["longest_preempted_share"], more["longest_preempted_share"])
+    found["cpu_seconds"] = round(found["cpu_seconds"] + more["cpu_seconds"], 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,24 +231,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     found = fresh()
     if options.out is not None and options.out.exists():
         kept = json.loads(options.out.read_text())
         found = kept if kept["sources_sha256"] == found["sources_sha256"] else found
-    while found["runs"] < options.runs:
-        began = time.process_time()
-        for seed in range(found["runs"], min(options.runs, found["runs"] + 1000)):
-            add(found, seed)
-        found["cpu_seconds"] = round(found["cpu_seconds"] + time.process_time() - began, 1)
-        if options.out is not None:
-            options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        sys.stdout.write(
-            f"{found['runs']} runs; the longest wait was {found['longest_share']:.0%} of what is allowed; "
-            f"violations: {len(found['violations'])}\n"
-        )
-        sys.stdout.flush()
+    parts = [range(first, min(options.runs, first + A_PART)) for first in range(found["runs"], options.runs, A_PART)]
+    with ProcessPoolExecutor(options.jobs) as processes:
+        for more in processes.map(runs, parts):
+            add(found, more)
+            if options.out is not None:
+                options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            sys.stdout.write(
+                f"{found['runs']} runs; the longest wait was {found['longest_share']:.0%} of what is allowed; "
+                f"violations: {len(found['violations'])}\n"
+            )
+            sys.stdout.flush()
     return 1 if found["violations"] else 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -186,10 +187,10 @@ def test_a_turn_whose_steps_are_slower_than_foreseen_ends_in_time() -> None:
     assert 0.4 * WAIT_S < one(1592).longest <= WAIT_S
 
 
-@pytest.mark.parametrize("seed", [29259, 32879, 40556])
-def test_whoever_is_sent_out_is_out_from_the_beginning_of_the_turn(seed: int) -> None:
-    """The report that tells so comes later, and steps may be slow: these waits were up to 5 % too long."""
-    assert 0.4 * WAIT_S < one(seed).longest <= WAIT_S
+@pytest.mark.parametrize("seed", [29259, 32879, 40556, 36978])
+def test_whoever_is_sent_out_is_out_since_the_order_to_leave(seed: int) -> None:
+    """The report that tells so comes later, and steps may be slow: these waits were up to 5 % too long, or nearly."""
+    assert 0.4 * WAIT_S < one(seed).longest <= 0.9 * WAIT_S
 
 
 def test_the_runs_of_these_properties_do_have_turns() -> None:
@@ -243,7 +244,7 @@ MEMORIES = (
     Memory(),
     Memory(
         {"queue": Backlog(Wave(["a", "b"], 1), 3.0, 2.0, 5)},
-        {"l": LaneMemory(TURN, 4.0), "m": LaneMemory(None, None, True)},
+        {"l": LaneMemory(TURN, 4.0), "m": LaneMemory(None, None, True), "n": LaneMemory(evolve(TURN, sets_aside=True))},
     ),
 )
 
@@ -269,9 +270,10 @@ def test_memory_survives_json(memory: Memory) -> None:
         {"backlogs": {}, "lanes": {"l": [[None, False], "late"]}},
         {"backlogs": {}, "lanes": {"l": [[None, 1], None]}},
         {"backlogs": {}, "lanes": {"l": [None, None]}},
-        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 0, 6, 1.0, 1.0], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 0, 6, 1.0, 1.0, False], False], None]}},
         {"backlogs": {}, "lanes": {"l": [[[1, 2, 3], False], None]}},
-        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5.5, 1, 6, 1.0, 1.0], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5.5, 1, 6, 1.0, 1.0, False], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 1, 6, 1.0, 1.0, 0], False], None]}},
     ],
 )
 def test_what_is_no_state_is_refused_and_changes_nothing(state: Any) -> None:

@@ -211,6 +211,28 @@ def test_a_member_is_not_parked_before_it_has_made_a_token_since_it_joined() -> 
     assert story.done(1, 1, 1, prefilled=("b",)).steps[0].leaves == ("a",)
 
 
+def test_who_left_a_batch_is_out_since_it_was_told_to_leave() -> None:
+    """The report that it has left comes later; whoever bounds how long somebody sits out counts from the order."""
+    parks: list[str] = []
+
+    def compose(view: LaneView) -> Composition:
+        return Composition(joins=[r for r in view.pool.by_order() if r not in parks], parks=list(parks))
+
+    story = Story(both(run_ahead=2), made_of(compose=compose))
+    story.arrive("a")
+    story.done(0, 0, 0, prefilled=("a",))
+    story.done(1, 1, 2)
+    parks.append("a")
+    plan = story.arrive("b")
+    assert plan.steps[0].leaves == ("a",)
+    told, view = story.now, story.scheduler.view("l0")
+    assert view.leaving == 1
+    story.done(plan.steps[0].order, 3, 3, prefilled=("b",))
+    assert view.leaving == 0
+    assert "a" in view.resident
+    assert view.entry("a").since == told < story.now
+
+
 def never(may_idle_s: float = 0.0) -> Policy:
     """A policy that never lets anybody decode."""
     return made_of(compose=lambda view: Composition(), may_idle_s=may_idle_s)

@@ -66,10 +66,14 @@ class Live:
         return (room if limit is None else min(limit, room)) - self.produced
 
     def to(self, state: RequestState, now: float) -> None:
-        """Go to another state. Raises InvariantError if that is illegal."""
+        """Go to another state. Raises InvariantError if that is illegal.
+
+        Who left a batch for the pool is out since it was told to leave: the report that it has left comes later.
+        """
         check_transition(self.id, self.state, state)
+        if not (state is RequestState.POOLED and self.state is RequestState.LEAVING):
+            self.since = now
         self.state = state
-        self.since = now
 
 
 @define(eq=False)

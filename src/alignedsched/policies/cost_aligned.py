@@ -159,7 +159,7 @@ class CostAligned:
     def _look(self, view: LaneView, costs: Costs, lane: LaneMemory, waves: bool) -> LaneMemory:
         """Whose turn it is now."""
         turn, now, batch, pool = lane.turn, view.now, view.ranks[0].batch, view.pool
-        urgent = self._urgent(view, lane.looked) if turn is not None else None
+        urgent = self._urgent(view) if turn is not None else None
         if turn is None:
             if lane.returning and not view.resident and not view.leaving:
                 return LaneMemory(None, lane.looked)
@@ -197,17 +197,12 @@ class CostAligned:
         together = costs.step_seconds(load)
         return together - costs.balanced_seconds(load) > self.rounds.bubble * together
 
-    def _urgent(self, view: LaneView, looked: float | None) -> int | None:
-        """The length of who has sat out for half of what is allowed, if anybody has.
-
-        A turn's order to leave may be reported late: whoever it sends out is out since it was given, at ``looked``.
-        """
+    def _urgent(self, view: LaneView) -> int | None:
+        """The length of who has sat out for half of what is allowed, if anybody has."""
         first = next(iter(view.resident), None)
-        if first is None:
+        if first is None or view.now - view.entry(first).since < self.rounds.longest_wait / 2:
             return None
-        since = view.entry(first).since
-        since = since if looked is None else min(since, looked)
-        return view.pool.length(first) if view.now - since >= self.rounds.longest_wait / 2 else None
+        return view.pool.length(first)
 
 
 def _why(turn: Turn | None) -> str:

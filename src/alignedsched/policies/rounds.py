@@ -66,6 +66,7 @@ class Turn:
     ``pace`` is the seconds foreseen for one of its steps; ``round_step`` and ``round_at`` are where and when the round
     began that the turn is part of, and ``groups`` is how many groups there are (1: nearly all run, as a probe without
     the shortest, or because the longest are set aside). ``probe_at``: the first step at which a probe may begin.
+    ``sets_aside``: it is no part of a round: who is far too long sits out, or has come back for a few steps.
     """
 
     low: int
@@ -77,11 +78,7 @@ class Turn:
     pace: float
     groups: int
     probe_at: int
-
-    @property
-    def sets_aside(self) -> bool:
-        """Whether it is no part of a round: who is far too long sits out, or has come back for a few steps."""
-        return self.groups == 1 and self.low == 1
+    sets_aside: bool = False
 
     def holds(self, length: int) -> bool:
         """Whether a request that does not run belongs to the group."""
@@ -106,18 +103,20 @@ class Turn:
     def plain(self) -> PlainData:
         return [
             self.low, self.high, self.first, self.until, self.round_step, self.groups, self.probe_at,
-            self.round_at, self.pace,
+            self.round_at, self.pace, self.sets_aside,
         ]  # fmt: skip
 
     @staticmethod
     def from_plain(plain: PlainData) -> Turn:
-        """Raises CallerError for anything but seven integers and two numbers."""
-        if not isinstance(plain, list) or len(plain) != 9 or not all(map(is_number, plain)):
-            raise CallerError(f"a turn is seven integers and two numbers, got {show(plain)}")
-        low, high, first, until, step, groups, probe, at, pace = plain
+        """Raises CallerError for anything but seven integers, two numbers and a flag."""
+        if not isinstance(plain, list) or len(plain) != 10 or not all(map(is_number, plain[:9])):
+            raise CallerError(f"a turn is seven integers, two numbers and a flag, got {show(plain)}")
+        low, high, first, until, step, groups, probe, at, pace, aside = plain
+        if not isinstance(aside, bool):
+            raise CallerError(f"a turn ends with a flag, got {show(plain)}")
         if not all(map(is_count, (low, high, first, until, step, groups, probe))) or not groups:
             raise CallerError(f"a turn begins with seven integers, the sixth of them above 0, got {show(plain)}")
-        return Turn(low, high, first, until, step, float(at), float(pace), groups, probe)  # type: ignore[arg-type]
+        return Turn(low, high, first, until, step, float(at), float(pace), groups, probe, aside)  # type: ignore[arg-type]
 
 
 @frozen

@@ -36,7 +36,7 @@ def without_the_longest(
     if found is None:
         return None
     high, pace, steps = (ANY, together, settings.least) if overdue else (*found, settings.most)
-    return Turn(1, high, step, step + steps, step, now, pace, 1, step)
+    return Turn(1, high, step, step + steps, step, now, pace, 1, step, sets_aside=True)
 
 
 def _cut(costs: Costs, lengths: Sequence[int], together: float, room: int) -> tuple[int, float] | None:

@@ -8,6 +8,7 @@ The suite runs once a class; a skipped check is a skipped test, a known gap an e
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -21,13 +22,14 @@ from .results import Report, Verdict
 from .subjects import PolicyFactory
 
 
-class _Conformance:
+class _Conformance(ABC):
     known_gaps: ClassVar[Mapping[str, str]] = {}
     options: ClassVar[Mapping[str, Any]] = {}  # further arguments of the suite's function
     _reports: ClassVar[dict[type, Report]] = {}
 
+    @abstractmethod
     def _run(self) -> Report:
-        raise NotImplementedError
+        """The suite's report on the class's subject."""
 
     def _result(self, check: str) -> None:
         reports = self._reports

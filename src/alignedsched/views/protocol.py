@@ -29,7 +29,7 @@ class Entry:
     context_length: int
     order: int  # arrival number: smaller came first
     arrival: float
-    since: float  # in its present state since then
+    since: float  # in its present state since then; pooled after it ran: since it was told to leave
     produced: int
     tokens_left: int | None  # until its limit; None: unknown
     priority: int
