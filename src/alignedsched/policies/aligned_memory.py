@@ -14,7 +14,8 @@ from .sorted_waves import Wave
 @frozen
 class Backlog:
     """The order of what waits: the wave (None: order of arrival), when the gate was asked last, and when the first of
-    the waves that are on began (seconds). ``belief``: which belief about costs the gate was asked with.
+    the waves that are on, or that this belief has stopped, began (seconds). ``belief``: which belief about costs the
+    gate was asked with.
     """
 
     wave: Wave | None = None

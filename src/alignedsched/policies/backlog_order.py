@@ -2,7 +2,8 @@
 
 The gate is asked only while something does not fit, and seldom: it says yes or no for a while, and waves that are on
 are looked at again whenever they have lasted twice as long. Where none are on it is asked again at once when another
-surface is believed in: who begins in the wrong order holds the device for long. Waves outlast a passing belief.
+surface is believed in: who begins in the wrong order holds the device for long. Waves outlast a passing belief; and
+where one has stopped them, the next is asked whether to go on with them, and not whether to begin.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class GateSettings:
         """Whether to ask (again)."""
         if backlog.asked is None:
             return True
-        wait = 0.0 if backlog.began is None else backlog.asked - backlog.began
+        wait = 0.0 if backlog.wave is None or backlog.began is None else backlog.asked - backlog.began
         return now >= backlog.asked + max(self.every_s, wait)
 
 
@@ -85,16 +86,17 @@ class BacklogOrder:
         self, view: LaneView, costs: Costs, backlog: Backlog, seats: int, belief: int, follows: bool = False
     ) -> Backlog:
         if self._fits(view, seats):
-            return backlog if backlog.wave is None else evolve(backlog, wave=None, began=None)
+            return backlog if backlog.began is None else evolve(backlog, wave=None, began=None)
         now = view.now
         anew = backlog.wave is None and belief != backlog.belief
         if not follows and (anew or self.gate.due(backlog, now)):
-            if costs.surface == "balanced" or not self._pays(view, costs, backlog):
-                return Backlog(None, now, None, belief)
+            on = backlog.began is not None and (anew or backlog.wave is not None)
+            if costs.surface == "balanced" or not self._pays(view, costs, on):
+                return Backlog(None, now, None if anew else backlog.began, belief)
             wave = backlog.wave or Wave()
             if view.role.prefills:
                 wave = wave.anew(view.queue, self.expected.of)
-            backlog = Backlog(wave, now, now if backlog.wave is None else backlog.began, belief)
+            backlog = Backlog(wave, now, backlog.began if on else now, belief)
         elif backlog.wave is None:
             if not follows:
                 return backlog
@@ -118,10 +120,10 @@ class BacklogOrder:
             waiting, blocks = len(view.pool) - len(view.resident), view.pool.class_blocks(0, 0)
         return not waiting or (waiting <= seats and blocks + 2 * waiting <= rank.free)
 
-    def _pays(self, view: LaneView, costs: Costs, backlog: Backlog) -> bool:
-        """Whether waves serve what waits better than order of arrival."""
+    def _pays(self, view: LaneView, costs: Costs, on: bool) -> bool:
+        """Whether waves serve what waits better than order of arrival; ``on``: whether to go on with them."""
         found = gain(costs, self._waits(view), self._room(view), self.rounds)
-        if backlog.wave is not None:
+        if on:
             return self.gate.still_pays(found)
         return self.gate.pays(found, self.expected.known)
 
