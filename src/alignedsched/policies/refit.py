@@ -13,7 +13,7 @@ from itertools import compress
 
 from attrs import evolve, frozen
 
-from .believed import Correction, Parts
+from .believed import UNLIKE, Correction, Parts
 
 CLIP = 4.0  # a fact further off than this factor from what is believed counts as that far
 GOOD = 0.012  # median error (of the logarithm) that is good enough
@@ -117,7 +117,22 @@ def refit(now: Correction, told: Correction, facts: Sequence[Fact], weights: Seq
             best = other
     if loss(told) <= 1.05 * loss(best):
         return told
-    return best if loss(best) < 0.9 * loss(now) else now
+    return _beyond(best, told, facts, weights) if loss(best) < 0.9 * loss(now) else now
+
+
+def _beyond(c: Correction, told: Correction, facts: Sequence[Fact], weights: Sequence[float]) -> Correction:
+    """The same with attention believed to cost less where the facts only say what it costs at most.
+
+    Of what all members' attention takes and what the longest's does, the larger is seen; a fit leaves the other at the
+    bound nearest to what was published. What is refuted by that much seldom just is: half as far again is likelier.
+    """
+    enough = _loss(c, told, facts, weights, GOOD) + GOOD * GOOD * sum(weights) / 2
+    for part in ("even", "longest"):
+        bound, published = getattr(c, part), getattr(told, part)
+        if 0 < UNLIKE * bound < published:
+            further = evolve(c, **{part: bound * math.sqrt(bound / published)})
+            c = further if _loss(further, told, facts, weights, GOOD) <= enough else c
+    return c
 
 
 def _starts(best: Correction, told: Correction, facts: Sequence[Fact]) -> Iterable[Correction]:
