@@ -90,7 +90,7 @@ class Flights(Accounts):
             self.ledger.commit(live.id, flight.target, flight.end)
             if live.state is R.POOLED and flight.target in self.resident:
                 self.resident[flight.target][live.id] = None
-        elif live.state not in (R.ENDED, R.LEAVING):
+        elif live.state is not R.ENDED:  # of who leaves a batch for the pool, too
             if flight.start:
                 self.ledger.trim(live.id, flight.target, flight.start)
                 self.out.drops.append(Drop(live.id, flight.target, flight.start))

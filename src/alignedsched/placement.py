@@ -38,12 +38,7 @@ class Placement:
         tier = books.cluster.tiers.get(wish.target)
         at_rest = live.state in (R.POOLED, R.CANDIDATE, R.JOINING)
         ours = wish.target in lane.tiers
-        if (
-            tier is None
-            or not at_rest
-            or live.copies
-            or (ours and not (live.state is R.JOINING and live.lane == lane.id))
-        ):
+        if tier is None or not at_rest or live.copies or (ours and not self._may_come(lane, live)):
             return False
         if not ours and not tier.staged and wish.target != HOST:
             return False
@@ -58,6 +53,12 @@ class Placement:
         keep = wish.keep or tier.staged
         books.start_copy(live, source, wish.target, keep, wish.deadline, wish.why)
         return True
+
+    def _may_come(self, lane: LaneBook, live: Live) -> bool:
+        """Whether KV may be copied to a lane's devices: of who joins, or a candidate that lies on another rank."""
+        if live.lane != lane.id:
+            return False
+        return live.state is R.JOINING or self._books.resident_rank(live, lane) is not None
 
     def _source(self, lane: LaneBook, live: Live, target: str) -> str | None:
         """The tier to copy from: staged first, then devices, then the host; whole, readable, with a link that is up."""

@@ -7,6 +7,7 @@ from attrs import evolve, field, frozen
 from ..errors import CallerError
 from ..outside import is_count, is_number, show
 from .protocols import PlainData
+from .rank_migration import RankMemory
 from .rounds import Turn
 from .sorted_waves import Wave
 
@@ -38,16 +39,20 @@ class LaneMemory:
 
 @frozen
 class Memory:
-    """Backlogs by what waits ("queue", "pool"), and lanes by id."""
+    """Backlogs by what waits ("queue", "pool"), and lanes by id; ``on_ranks``: of lanes of several ranks."""
 
     backlogs: dict[str, Backlog] = field(factory=dict)
     lanes: dict[str, LaneMemory] = field(factory=dict)
+    on_ranks: dict[str, RankMemory] = field(factory=dict)
 
     def backlog(self, name: str) -> Backlog:
         return self.backlogs.get(name, _NO_BACKLOG)
 
     def lane(self, lane: str) -> LaneMemory:
         return self.lanes.get(lane, _NO_LANE)
+
+    def ranks(self, lane: str) -> RankMemory:
+        return self.on_ranks.get(lane, _NO_RANKS)
 
     @property
     def waves(self) -> bool:
@@ -59,6 +64,9 @@ class Memory:
 
     def with_lane(self, lane: str, kept: LaneMemory) -> Memory:
         return self if kept is self.lane(lane) else evolve(self, lanes={**self.lanes, lane: kept})
+
+    def with_ranks(self, lane: str, kept: RankMemory) -> Memory:
+        return self if kept is self.ranks(lane) else evolve(self, on_ranks={**self.on_ranks, lane: kept})
 
     def plain(self) -> PlainData:
         """As plain data. O(requests of the waves + lanes)."""
@@ -73,12 +81,15 @@ class Memory:
             lane: [[None if kept.turn is None else kept.turn.plain(), kept.returning], kept.looked]
             for lane, kept in self.lanes.items()
         }
-        return {"backlogs": backlogs, "lanes": lanes}
+        state: dict[str, PlainData] = {"backlogs": backlogs, "lanes": lanes}
+        if self.on_ranks:
+            state["ranks"] = {lane: kept.plain() for lane, kept in self.on_ranks.items()}
+        return state
 
     @staticmethod
     def from_plain(plain: PlainData) -> Memory:
         """Raises CallerError naming what is no such state."""
-        if not isinstance(plain, dict) or plain.keys() != {"backlogs", "lanes"}:
+        if not isinstance(plain, dict) or plain.keys() - {"ranks"} != {"backlogs", "lanes"}:
             raise CallerError(f"cost_aligned: its state is a dict of 'backlogs' and 'lanes', got {show(plain)}")
         backlogs = {
             name: Backlog(*_wave(name, first, second))
@@ -88,10 +99,13 @@ class Memory:
             lane: LaneMemory(*_turn(lane, first, second))
             for lane, (first, second) in _pairs("lanes", plain["lanes"]).items()
         }
-        return Memory(backlogs, lanes)
+        on_ranks = plain.get("ranks", {})
+        if not isinstance(on_ranks, dict):
+            raise CallerError(f"cost_aligned: 'ranks' of its state must be a dict, got {show(on_ranks)}")
+        return Memory(backlogs, lanes, {lane: RankMemory.from_plain(kept) for lane, kept in on_ranks.items()})
 
 
-_NO_BACKLOG, _NO_LANE = Backlog(), LaneMemory()
+_NO_BACKLOG, _NO_LANE, _NO_RANKS = Backlog(), LaneMemory(), RankMemory()
 
 
 def _pairs(what: str, plain: PlainData) -> dict[str, tuple[PlainData, float | None]]:

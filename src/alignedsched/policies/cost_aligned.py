@@ -8,7 +8,9 @@ Two moves, each asked of the surface in closed form, and each absent where it wo
   where the gate finds that faster (``backlog_order``, ``gate``); and the few who run and are far too long for the wave
   sit out while it goes by, where there is room (``setting_aside``).
 
-With neither, every decision is that of ``fcfs``, step for step.
+With neither, every decision is that of ``fcfs``, step for step. Lanes of several ranks run together, their ranks kept
+even: by who goes where (``rank_balance``, ``rank_residency``), and by members that go over from rank to rank where
+the steps to come are shorter by more than that costs (``rank_moves``, ``rank_migration``).
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from .backlog_order import BacklogOrder, GateSettings
 from .fcfs import ContinuousBatching
 from .mean_output import Expected, MeanOutput
 from .order import order as order_named
-from .predict import History
+from .predict import History, NoPrediction
 from .predict import predictor as predictor_named
 from .protocols import Composition, PlainData, Policy, Sacrifice, Watch
 from .rank_balance import RankOrder
-from .residency import DirectResidency
+from .rank_migration import Migration, RankMemory
+from .rank_residency import RankResidency
 from .rounds import RoundSettings, Turn, next_turn
 from .setting_aside import without_the_longest
 from .sjf import OrderedBatching
@@ -57,6 +60,7 @@ class CostAligned:
         costs: Costs | None = None,
         fit: SurfaceFit | None = None,
         plain: ContinuousBatching | None = None,
+        migration: Migration | None = None,
     ) -> None:
         self.rounds = rounds
         self.order = order
@@ -65,6 +69,7 @@ class CostAligned:
         self._costs = costs
         self._fit = fit
         self._plain = plain or ContinuousBatching()
+        self.migration = migration or Migration(NoPrediction())
 
     def grows(self, view: LaneView) -> int:
         """Blocks kept for each resident while requests are grouped: half of what it is expected to grow by."""
@@ -80,8 +85,10 @@ class CostAligned:
     def compose(self, view: LaneView) -> Composition:
         """The lane's next change; see Batching."""
         costs = view.costs or self._costs
-        if costs is None or len(view.ranks) > 1:
+        if costs is None:
             return self._plain.compose(view)
+        if len(view.ranks) > 1:
+            return self._on_ranks(view, costs)
         belief = 0
         if self._fit is not None:
             costs = self._fit.costs(costs)
@@ -94,6 +101,22 @@ class CostAligned:
             composition = self._compose(view, memory)
             if lane.turn is None and lane.looked is not None and self._uneven(view, costs, composition.joins):
                 composition = evolve(composition, look_at=max(view.now, lane.looked) + self.rounds.round_s)
+        return self._remembering(composition, memory)
+
+    def _on_ranks(self, view: LaneView, costs: Costs) -> Composition:
+        """Ranks that step together: continuous batching, and members who even them out go from rank to rank."""
+        composition = self._plain.compose(view)
+        if not view.role.decodes:
+            return composition
+        before = self.on_ranks(view.lane.id)
+        composition, after = self.migration.compose(view, costs, composition, before)
+        return self._remembering(composition, self.memory.with_ranks(view.lane.id, after))
+
+    def on_ranks(self, lane: str) -> RankMemory:
+        """Who goes from rank to rank of a lane; see Migrating."""
+        return self.memory.ranks(lane)
+
+    def _remembering(self, composition: Composition, memory: Memory) -> Composition:
         if memory is self.memory:
             return composition
         plain = memory.plain()
@@ -246,7 +269,7 @@ def cost_aligned(
     settings = evolve(rounds or RoundSettings(), wait_s=wait_s, tpot_target_s=tpot_target_s)
     plain = ContinuousBatching() if order == "arrival" else OrderedBatching(order=turns)
     backlog = BacklogOrder(settings, gate or GateSettings(), Expected(history, outputs))
-    batching = CostAligned(settings, backlog, costs, fit, plain)
+    batching = CostAligned(settings, backlog, costs, fit, plain, Migration(known))
     placed = RankOrder(token_budget, by_priority)
     admission = WaveAdmission(token_budget, by_priority, batching=batching, placed=placed, order=turns)
     watches: list[Watch] = [
@@ -256,4 +279,4 @@ def cost_aligned(
         *([] if known is history else [known]),
         *([] if fit is None else [fit]),
     ]
-    return Policy("cost_aligned", admission, batching, DirectResidency(to_host="never"), watches=tuple(watches))
+    return Policy("cost_aligned", admission, batching, RankResidency(batching), watches=tuple(watches))

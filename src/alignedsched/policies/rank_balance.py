@@ -49,7 +49,11 @@ class RankLoad:
 
     @staticmethod
     def of(view: LaneView, budget: int, max_members: int) -> list[RankLoad]:
-        """The ranks as they stand, requests in prefill counted with what they still have to compute. O(ranks)."""
+        """The ranks as they stand, requests in prefill counted with what they still have to compute. O(ranks).
+
+        Candidates on their way from rank to rank may join at either end, so each rank keeps a seat for each of them.
+        """
+        coming = len(view.candidates)
         loads = [
             RankLoad(
                 rank.rank,
@@ -58,7 +62,7 @@ class RankLoad:
                 rank.batch.longest,
                 budget - len(rank.batch),
                 rank.free,
-                max_members - len(rank.batch) - rank.waiting,
+                max_members - len(rank.batch) - rank.waiting - coming,
             )
             for rank in view.ranks
         ]

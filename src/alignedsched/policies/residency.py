@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from attrs import field, frozen
 
 from ..cluster import HOST
+from ..request import RequestId
 from ..views import LaneView
 from .options import number, one_of
 from .protocols import Evict, Transfer
@@ -41,10 +42,16 @@ def fetch_joining(view: LaneView) -> Iterator[Transfer]:
         return
     free = {rank.tier: rank.free for rank in view.ranks}
     for request in joining:
-        if not view.flying(request):
+        if not view.flying(request) and not (len(free) > 1 and _has_come(view, request)):
             tier = max(free, key=lambda t: (free[t], t))
             free[tier] -= view.layout.blocks(view.entry(request).context_length)
             yield Transfer(request, tier, why="wanted in the running batch")
+
+
+def _has_come(view: LaneView, request: RequestId) -> bool:
+    """Whether a rank holds all of a request's KV: it waits for a seat there, and is sent to no other rank."""
+    entry = view.entry(request)
+    return any(entry.tiers.get(rank.tier, 0) >= entry.stored for rank in view.ranks)
 
 
 def is_short(view: LaneView, share: float) -> bool:

@@ -110,7 +110,7 @@ def build(
             for group in (*([prefiller] for prefiller in prefillers), *groups)
         ),
         part.host_blocks * len(devices),
-        _links(part, prefillers, decoders),
+        _links(part, prefillers, decoders, groups if part.peer else []),
         part.layout,
         ANY_LENGTH if any_length else part.positions,
     )
@@ -183,8 +183,10 @@ def _gpus(hardware: str, model: Model) -> tuple[str, Gpu, int]:
     )
 
 
-def _links(part: _Part, prefillers: list[Device], decoders: list[Device]) -> tuple[Link, ...]:
-    """Every device to the host and back; every prefill device to every decoding one and back."""
+def _links(
+    part: _Part, prefillers: list[Device], decoders: list[Device], groups: list[list[Device]]
+) -> tuple[Link, ...]:
+    """Every device to the host and back; every prefill device to every decoding one and back; ranks to each other."""
     links = []
     if part.host_blocks:
         for device in (*prefillers, *decoders):
@@ -195,6 +197,8 @@ def _links(part: _Part, prefillers: list[Device], decoders: list[Device]) -> tup
             for target in decoders:
                 links.append(_link(source.id, target.id, part.peer))
                 links.append(_link(target.id, source.id, part.peer))
+        for ranks in groups:
+            links += [_link(a.id, b.id, part.peer) for a in ranks for b in ranks if a is not b]
     return tuple(links)
 
 

@@ -64,7 +64,8 @@ class Captured:
             for rank in view.ranks
         )
         by_order = tuple(pool.by_order())
-        known = (*by_order, *view.candidates, *view.joining, *(member for r in ranks for member, _ in r.members))
+        members = (member for rank in ranks for member, _ in rank.members)
+        known = (*by_order, *view.expected, *view.candidates, *view.joining, *members)
         tiers = tuple(view.cluster.tiers)
         return cls(
             view.now,
