@@ -99,8 +99,11 @@ class Migration:
             look_at = view.now + self.settings.every * pace if pace else None
         if found.going != memory.moves or look_at != memory.look_at:
             memory = RankMemory(found.going, look_at)
+        # While something waits, composition is asked for often enough; to be woken besides would have admission begin
+        # prefill bit by bit.
+        look_at = None if found.going or len(view.queue) or len(view.pool) or view.prefilling else memory.look_at
         if not (memory.moves or found.joins or found.home):
-            return evolve(plain, look_at=look_at), memory
+            return (plain if look_at is None else evolve(plain, look_at=look_at)), memory
         others = [request for request in plain.joins if request not in found.going]
         others = others[: self._seats(view, len(found.going) - len(parks))]
         moved = Composition(
@@ -109,7 +112,7 @@ class Migration:
             parks=parks,
             unclaims=found.home,
             wake_at=min((way.began + self.settings.patience_s for way in found.going.values()), default=None),
-            look_at=None if found.going else look_at,
+            look_at=look_at,
             why="members go over to lighter ranks",
         )
         return moved, memory
