@@ -4,7 +4,8 @@ One lane is one GPU, or the tensor-parallel group the model needs (``NAME:GPUS``
 prefill and decode; ``disaggregated`` has as many prefill devices as decoding ones, linked to every decoding device,
 and half of each prefill device's KV memory may stage KV for others: prefill keeps at most a quarter of it occupied
 (semi-PD measured 1.7 to 25 %). A decoding lane may have several ``ranks`` that step together, each a GPU (or tensor-
-parallel group) with its own KV and members: data-parallel attention, its step as long as the slowest rank's.
+parallel group) with its own KV and members: data-parallel attention, its step as long as the slowest rank's. Ranks of
+a lane are linked with each other as prefill devices are with those that decode.
 
 Hardware may also be a file of measurements (``measured``; ``FILE.json:KERNEL`` says under which kernel): each device is
 then such a machine, with the model, memory, costs and links that were measured.
