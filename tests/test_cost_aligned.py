@@ -213,15 +213,29 @@ def test_with_a_bound_below_a_round_nobody_sits_out() -> None:
     assert watched(load, cluster, SURFACES["gated"], cost_aligned(wait_s=0.0)).longest == 0.0
 
 
-def test_a_tpot_target_switches_rounds_off_that_would_break_it() -> None:
+def test_a_tpot_target_bounds_waits_but_where_steps_miss_it_anyhow() -> None:
     load, cluster = random_workload(1, 60, 1200, 1e6), small_cluster(400)
-    longest = [
-        watched(load, cluster, SURFACES["gated"], cost_aligned(tpot_target_s=target)).longest
-        for target in (None, 1.0, 0.0001)
-    ]
-    assert longest[0] > 0.0
-    assert longest[1] <= 4.0
-    assert longest[2] == 0.0
+    without, kept, missed = (
+        watched(load, cluster, SURFACES["gated"], cost_aligned(tpot_target_s=target)) for target in (None, 0.1, 0.0001)
+    )
+    assert 0 < kept.outs < without.outs
+    assert (missed.outs, missed.longest) == (without.outs, without.longest)
+
+
+@pytest.mark.parametrize("surface", ["padded", "unsplit"])
+def test_with_a_tpot_target_prefill_stays_just_ahead_of_decode(surface: str) -> None:
+    """Nobody's second token is minutes behind its first, and nobody ends later for it."""
+    built = build("h100", "llama-3.1-8b", topology="disaggregated", lanes=1, surface=surface, staging=False)
+    costs: dict[str, Costs] = {"lane-p0": AffineCosts(1e-3, 0.0, 0.0), "lane-d0": built.costs}
+    load = workload("mooncake", seed=0, n=400).offline()
+    with_target, without, plain = (
+        run(load, built.cluster, costs, policy, published=built.costs)
+        for policy in (cost_aligned(tpot_target_s=0.05), cost_aligned(), fcfs())
+    )
+    latencies, others = with_target.figures["latency_s"], (without.figures["latency_s"], plain.figures["latency_s"])
+    assert all(latencies["tpot"]["p99"] < 0.25 * other["tpot"]["p99"] for other in others)
+    assert all(latencies["e2e"]["mean"] < 1.05 * other["e2e"]["mean"] for other in others)
+    assert with_target.figures["throughput_tok_s"] > 0.95 * without.figures["throughput_tok_s"]
 
 
 def test_who_goes_first_is_a_choice_of_its_own() -> None:
@@ -243,7 +257,7 @@ TURN = Turn(1, 300, 17, 33, 17, 2.5, 0.01, 3, 213)
 MEMORIES = (
     Memory(),
     Memory(
-        {"queue": Backlog(Wave(["a", "b"], 1), 3.0, 2.0, 5)},
+        {"queue": Backlog(Wave(["a", "b"], 1), 3.0, 2.0, 5), "pool": Backlog(Wave([], 0), None, 2.0, 0, True)},
         {"l": LaneMemory(TURN, 4.0), "m": LaneMemory(None, None, True), "n": LaneMemory(evolve(TURN, sets_aside=True))},
     ),
 )
@@ -264,16 +278,18 @@ def test_memory_survives_json(memory: Memory) -> None:
         {"backlogs": {"queue": [None]}, "lanes": {}},
         {"backlogs": {"queue": [["a"], None]}, "lanes": {}},
         {"backlogs": {"queue": [[None, None], None]}, "lanes": {}},
-        {"backlogs": {"queue": [[None, None, 0.5], None]}, "lanes": {}},
-        {"backlogs": {"queue": [[[["a"], 2], None, 0], None]}, "lanes": {}},
-        {"backlogs": {"queue": [[[[7], 0], None, 0], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[None, None, 0.5, False], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[None, None, 0, 0], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[[["a"], 2], None, 0, False], None]}, "lanes": {}},
+        {"backlogs": {"queue": [[[[7], 0], None, 0, False], None]}, "lanes": {}},
         {"backlogs": {}, "lanes": {"l": [[None, False], "late"]}},
         {"backlogs": {}, "lanes": {"l": [[None, 1], None]}},
         {"backlogs": {}, "lanes": {"l": [None, None]}},
-        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 0, 6, 1.0, 1.0, False], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 0, 6, 1.0, 1.0, None, False], False], None]}},
         {"backlogs": {}, "lanes": {"l": [[[1, 2, 3], False], None]}},
-        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5.5, 1, 6, 1.0, 1.0, False], False], None]}},
-        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 1, 6, 1.0, 1.0, 0], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5.5, 1, 6, 1.0, 1.0, None, False], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 1, 6, 1.0, 1.0, None, 0], False], None]}},
+        {"backlogs": {}, "lanes": {"l": [[[1, 2, 3, 4, 5, 1, 6, 1.0, 1.0, "ever", True], False], None]}},
     ],
 )
 def test_what_is_no_state_is_refused_and_changes_nothing(state: Any) -> None:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignedsched.costs import AffineCosts, Costs, Load
 from alignedsched.lengths import Histogram, length_class
 from alignedsched.policies.gate import Class, Gain, Room, gain
-from alignedsched.policies.rounds import ANY, PROBE_EVERY, PROBE_STEPS, RoundSettings, next_turn, partition
+from alignedsched.policies.rounds import (
+    ANY,
+    PROBE_EVERY,
+    PROBE_STEPS,
+    WAITS_A_TARGET,
+    RoundSettings,
+    next_turn,
+    partition,
+)
 
 T0, ROW, TOKEN, LONGEST = 0.005, 1e-5, 5e-8, 1e-6
 EAGER = RoundSettings(bubble=0.0, saving=0.0)
@@ -61,6 +70,21 @@ def test_the_partition_is_the_best_of_all_intervals(lengths: list[int], costs: A
     best = min(sum(price(costs, group) for group in groups) for groups in intervals(lengths))
     found = partition(costs, lengths, EAGER)
     assert (found.seconds if found else price(costs, lengths)) == pytest.approx(best)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=APART, costs=COSTS, target=st.floats(1e-3, 1.0))
+def test_with_a_tpot_target_rounds_are_short_or_the_common_step_is_longer_than_it(
+    lengths: list[int], costs: AffineCosts, target: float
+) -> None:
+    plain = next_turn(costs, lengths, None, 0, 0.0, EAGER)
+    turn = next_turn(costs, lengths, None, 0, 0.0, evolve(EAGER, tpot_target_s=target))
+    groups = partition(costs, lengths, EAGER)
+    if groups is None or groups.together > target:
+        assert turn == plain
+    elif turn is not None:
+        assert turn.wait == WAITS_A_TARGET * target
+        assert EAGER.least * groups.seconds <= turn.wait / 2
 
 
 @settings(max_examples=80, deadline=None)
@@ -197,6 +221,24 @@ def test_where_prefill_elsewhere_is_the_bottleneck_waves_are_not_faster() -> Non
     behind = gain(costs, of(tail), Room(400_000, 256, 1.0, apart=True), RoundSettings())
     assert alone.time > 1.1
     assert behind.time == pytest.approx(1.0)
+
+
+def test_room_kept_free_is_part_of_the_price_of_waves() -> None:
+    """Where lengths are alike, waves win nothing, and members that there is no room for are all that is left of it."""
+    costs, alike = surface("unsplit"), [(1000, 1000 * 1024)]
+    times = [
+        gain(costs, of(alike), Room(100_000, 256, spare=spare), RoundSettings()).time for spare in (0, 60, 120, 480)
+    ]
+    assert times == sorted(times, reverse=True)
+    assert times[-1] < 0.9 < 0.99 < times[0]
+
+
+@given(spare=st.integers(0, 2000))
+def test_room_kept_free_for_rounds_is_the_price_of_either_order(spare: int) -> None:
+    """Where both orders run in rounds, the price is the same for both, but for rounding."""
+    costs, apart = surface("padded"), [(500, 500 * 100), (500, 500 * 40_000)]
+    free, kept = (gain(costs, of(apart), Room(10**6, 256, spare=tokens), RoundSettings()) for tokens in (0, spare))
+    assert kept.time == pytest.approx(free.time, rel=0.1)
 
 
 def test_equal_lengths_gain_nothing() -> None:

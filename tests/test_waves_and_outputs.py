@@ -9,17 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignedsched.cluster import HOST, Role
+from alignedsched.costs import AffineCosts
 from alignedsched.errors import CallerError
 from alignedsched.load import Load
-from alignedsched.policies.aligned_memory import Backlog
-from alignedsched.policies.backlog_order import GateSettings
+from alignedsched.policies.aligned_memory import Backlog, Memory
+from alignedsched.policies.backlog_order import BacklogOrder, GateSettings
 from alignedsched.policies.gate import Gain
-from alignedsched.policies.mean_output import MeanOutput
+from alignedsched.policies.mean_output import Expected, MeanOutput
+from alignedsched.policies.predict import History
 from alignedsched.policies.protocols import Stepped
+from alignedsched.policies.rounds import RoundSettings
 from alignedsched.policies.sorted_waves import Wave
 from alignedsched.queue import Queue, Waiting
 from alignedsched.request import Request
-from alignedsched.views import QueueReader
+from alignedsched.views import QueueReader, from_columns
 
 
 def queue_of(prompts: list[int]) -> QueueReader:
@@ -85,6 +89,22 @@ def test_the_gate_is_asked_again_whenever_waves_have_lasted_twice_as_long() -> N
             asked.append(now)
             backlog = Backlog(backlog.wave, float(now), 100.0)
     assert asked == [105, 110, 120, 140, 180]
+
+
+def test_a_pool_goes_in_waves_only_as_long_as_the_queue_that_it_follows() -> None:
+    """It once went on until the pool was empty: too small to be asked about, and room kept free for it all the time."""
+    order = BacklogOrder(RoundSettings(), GateSettings(), Expected(History(), MeanOutput()))
+    names = [f"r{number}" for number in range(20)]
+    view = from_columns(
+        pooled=names, pooled_lengths=[1000 + 10 * number for number in range(20)], pooled_on=[HOST] * 20,
+        free_blocks=100, capacity_blocks=1000, host_free_blocks=10, role=Role.DECODE,
+    )  # fmt: skip
+    costs = AffineCosts(1e-3, 1e-5, 1e-7, 1e-6, "unsplit")
+    follows = order.after(view, costs, Memory({"queue": Backlog(Wave(["a"]), 0.0, 0.0)}), 0)
+    assert follows.backlog("pool").follows
+    assert follows.backlog("pool").wave is not None
+    alone = order.after(view, costs, follows.with_backlog("queue", Backlog()), 0)
+    assert alone.backlog("pool").wave is None
 
 
 # -- the mean output

@@ -16,13 +16,14 @@ from .sorted_waves import Wave
 class Backlog:
     """The order of what waits: the wave (None: order of arrival), when the gate was asked last, and when the first of
     the waves that are on, or that this belief has stopped, began (seconds). ``belief``: which belief about costs the
-    gate was asked with.
+    gate was asked with. ``follows``: the wave is on only as long as the queue goes in waves.
     """
 
     wave: Wave | None = None
     asked: float | None = None
     began: float | None = None
     belief: int = 0
+    follows: bool = False
 
 
 @frozen
@@ -72,7 +73,12 @@ class Memory:
         """As plain data. O(requests of the waves + lanes)."""
         backlogs: dict[str, PlainData] = {
             name: [
-                [None if backlog.wave is None else backlog.wave.plain(), backlog.began, backlog.belief],
+                [
+                    None if backlog.wave is None else backlog.wave.plain(),
+                    backlog.began,
+                    backlog.belief,
+                    backlog.follows,
+                ],
                 backlog.asked,
             ]
             for name, backlog in self.backlogs.items()
@@ -119,12 +125,15 @@ def _pairs(what: str, plain: PlainData) -> dict[str, tuple[PlainData, float | No
     return pairs
 
 
-def _wave(name: str, plain: PlainData, asked: float | None) -> tuple[Wave | None, float | None, float | None, int]:
-    if isinstance(plain, list) and len(plain) == 3:
-        wave, began, belief = plain
-        if (began is None or is_number(began)) and is_count(belief):
-            return None if wave is None else Wave.from_plain(wave), asked, began, belief
-    raise CallerError(f"cost_aligned: backlogs[{name!r}] of its state: a wave, seconds, a count, got {show(plain)}")
+def _wave(
+    name: str, plain: PlainData, asked: float | None
+) -> tuple[Wave | None, float | None, float | None, int, bool]:
+    if isinstance(plain, list) and len(plain) == 4:
+        wave, began, belief, follows = plain
+        if (began is None or is_number(began)) and is_count(belief) and isinstance(follows, bool):
+            return None if wave is None else Wave.from_plain(wave), asked, began, belief, follows
+    what = "a wave, seconds, a count and a flag"
+    raise CallerError(f"cost_aligned: backlogs[{name!r}] of its state: {what}, got {show(plain)}")
 
 
 def _turn(lane: str, plain: PlainData, looked: float | None) -> tuple[Turn | None, float | None, bool]:

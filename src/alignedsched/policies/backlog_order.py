@@ -17,6 +17,7 @@ from .aligned_memory import Backlog, Memory
 from .gate import Class, Gain, Room, gain
 from .mean_output import Expected
 from .options import number
+from .prefill_lead import PrefillLead
 from .rounds import RoundSettings
 from .sorted_waves import Wave
 
@@ -68,6 +69,11 @@ class BacklogOrder:
     rounds: RoundSettings
     gate: GateSettings
     expected: Expected
+    lead: PrefillLead = field(factory=PrefillLead)
+
+    def grows(self, view: LaneView) -> int:
+        """Blocks kept for each resident while requests are grouped: half of what it is expected to grow by."""
+        return 1 + int(self.expected.mean / 4 / view.layout.block_size)
 
     def after(self, view: LaneView, costs: Costs, memory: Memory, sitting_out: int, belief: int = 0) -> Memory:
         """In which order what waits for the lane goes from now on: the queue, or, where it only decodes, the pool.
@@ -86,8 +92,10 @@ class BacklogOrder:
         self, view: LaneView, costs: Costs, backlog: Backlog, seats: int, belief: int, follows: bool = False
     ) -> Backlog:
         if self._fits(view, seats):
-            return backlog if backlog.began is None else evolve(backlog, wave=None, began=None)
+            return backlog if backlog.began is None else evolve(backlog, wave=None, began=None, follows=False)
         now = view.now
+        if backlog.follows and not follows:
+            backlog = evolve(backlog, wave=None, began=None, follows=False)
         anew = backlog.wave is None and belief != backlog.belief
         if not follows and (anew or self.gate.due(backlog, now)):
             on = backlog.began is not None and (anew or backlog.wave is not None)
@@ -100,7 +108,7 @@ class BacklogOrder:
         elif backlog.wave is None:
             if not follows:
                 return backlog
-            backlog = evolve(backlog, wave=Wave(), began=now)
+            backlog = evolve(backlog, wave=Wave(), began=now, follows=True)
         return self._advanced(view, backlog)
 
     def _advanced(self, view: LaneView, backlog: Backlog) -> Backlog:
@@ -136,17 +144,18 @@ class BacklogOrder:
         pooled = ((n, max(i * width + 1, view.pool.class_blocks(POOL_LEVEL, i) * block // n)) for n, i in counts if n)
         return [Class(n, length, self.expected.of(length)) for n, length in pooled]
 
-    @staticmethod
-    def _room(view: LaneView) -> Room:
+    def _room(self, view: LaneView) -> Room:
         cluster, rank = view.cluster, view.ranks[0]
         decoding = [lane for lane in cluster.lanes if cluster.role(lane).decodes]
         prefilling = sum(1 for lane in cluster.lanes if cluster.role(lane).prefills)
         apart = not view.role.decodes
         # A device full of what is prefilled and not taken yet says that decoding sets the pace, whatever prefill costs.
-        paced = apart and 2 * rank.free < rank.capacity
+        lead = self.lead.blocks(view)
+        paced = apart and (2 * rank.free < rank.capacity if lead is None else lead <= 0)
         return Room(
             cluster.device[decoding[0].ranks[0]].kv_blocks * view.layout.block_size,
             decoding[0].max_members,
             len(decoding) / prefilling if view.role.prefills and not paced else 0.0,
             apart,
+            self.grows(view) * view.layout.block_size,
         )

@@ -30,6 +30,7 @@ from .mean_output import Expected, MeanOutput
 from .order import order as order_named
 from .predict import History, NoPrediction
 from .predict import predictor as predictor_named
+from .prefill_lead import PrefillLead
 from .protocols import Composition, PlainData, Policy, Sacrifice, Watch
 from .rank_balance import RankOrder
 from .rank_migration import Migration, RankMemory
@@ -73,7 +74,7 @@ class CostAligned:
 
     def grows(self, view: LaneView) -> int:
         """Blocks kept for each resident while requests are grouped: half of what it is expected to grow by."""
-        return 1 + int(self.order.expected.mean / 4 / view.layout.block_size)
+        return self.order.grows(view)
 
     def sitting_out(self, view: LaneView) -> int:
         """Requests in the lane's devices whose turn it is not."""
@@ -147,7 +148,7 @@ class CostAligned:
         began = view.now if looked is None else looked
         out = (view.entry(request).since for request in view.resident if not turn.holds(view.pool.length(request)))
         since = min(began, next(out, began))  # who is sent out by this turn is so from its beginning
-        overdue = max(view.now + turn.pace, since + self.rounds.longest_wait / 2)
+        overdue = max(view.now + turn.pace, since + turn.wait / 2)
         return min(turn.wake_at(view.step, view.now), overdue)
 
     @staticmethod
@@ -182,7 +183,7 @@ class CostAligned:
     def _look(self, view: LaneView, costs: Costs, lane: LaneMemory, waves: bool) -> LaneMemory:
         """Whose turn it is now."""
         turn, now, batch, pool = lane.turn, view.now, view.ranks[0].batch, view.pool
-        urgent = self._urgent(view) if turn is not None else None
+        urgent = self._urgent(view, turn) if turn is not None else None
         if turn is None:
             if lane.returning and not view.resident and not view.leaving:
                 return LaneMemory(None, lane.looked)
@@ -220,10 +221,11 @@ class CostAligned:
         together = costs.step_seconds(load)
         return together - costs.balanced_seconds(load) > self.rounds.bubble * together
 
-    def _urgent(self, view: LaneView) -> int | None:
+    @staticmethod
+    def _urgent(view: LaneView, turn: Turn) -> int | None:
         """The length of who has sat out for half of what is allowed, if anybody has."""
         first = next(iter(view.resident), None)
-        if first is None or view.now - view.entry(first).since < self.rounds.longest_wait / 2:
+        if first is None or view.now - view.entry(first).since < turn.wait / 2:
             return None
         return view.pool.length(first)
 
@@ -255,8 +257,10 @@ def cost_aligned(
 ) -> Policy:
     """The policy, whole. No option has to be set: the defaults hold on every surface.
 
-    ``wait_s`` bounds how long rounds keep a request waiting that has begun (seconds). ``tpot_target_s``: nobody is kept
-    waiting for longer than a few times that; as a turn takes longer, rounds then are hardly ever run.
+    ``wait_s`` bounds how long rounds keep a request waiting that has begun (seconds). ``tpot_target_s`` (seconds a
+    token): nobody is kept waiting for longer than a few times that, but where common steps miss the target and rounds
+    make everybody's tokens come faster; and where prefill is apart, it stays just ahead of decode: who would wait for
+    its second token waits for its first instead.
     ``order`` says who goes first where requests do not go in waves: by "arrival" ("priority" first with
     ``by_priority``), by what is expected to be "remaining" as ``predictor`` ("history", "oracle" in studies) has it, or
     by "value"; nobody is overtaken by who comes more than ``patience_s`` later. ``token_budget`` is that of ``fcfs``.
@@ -268,10 +272,11 @@ def cost_aligned(
     turns = order_named(order, known, patience_s=patience_s)
     settings = evolve(rounds or RoundSettings(), wait_s=wait_s, tpot_target_s=tpot_target_s)
     plain = ContinuousBatching() if order == "arrival" else OrderedBatching(order=turns)
-    backlog = BacklogOrder(settings, gate or GateSettings(), Expected(history, outputs))
+    lead = PrefillLead(bounded=tpot_target_s is not None)
+    backlog = BacklogOrder(settings, gate or GateSettings(), Expected(history, outputs), lead)
     batching = CostAligned(settings, backlog, costs, fit, plain, Migration(known))
     placed = RankOrder(token_budget, by_priority)
-    admission = WaveAdmission(token_budget, by_priority, batching=batching, placed=placed, order=turns)
+    admission = WaveAdmission(token_budget, by_priority, batching=batching, placed=placed, order=turns, lead=lead)
     watches: list[Watch] = [
         history,
         outputs,

@@ -6,9 +6,10 @@ maximum of so many draws; whoever makes more tokens is met the more often. In so
 length, one deviceful after the other; a backlog that is hardly more than one gains nothing, whatever its lengths.
 Either way residents have made tokens of their own, which no order by length can know of: as many as draws from an
 exponential distribution would be. Where outputs are long against prompts they spread the lengths as much in one order
-as in the other, and waves gain little. Either way residents run as they would (in rounds, where that pays). Prefill
-costs the same in both. Waves must be faster, not only kinder to short requests: where they are not, the last of each
-wave would pay for the first.
+as in the other, and waves gain little. Either way residents run as they would (in rounds, where that pays), and whoever
+is grouped, by waves or rounds, leaves some room free to grow into, which costs members. Prefill costs the same in both.
+Waves must be faster, not only kinder to short requests: where they are not, the last of each wave would pay for the
+first.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ class Room:
     """What serves the backlog: tokens of KV and seats of a device that decodes.
 
     ``prefill``: such devices for each one that prefills (0: all is prefilled already); ``apart``: those are others, so
-    that the slower of both sets the pace.
+    that the slower of both sets the pace. ``spare``: tokens kept free for each member while members are grouped.
     """
 
     tokens: int
     seats: int
     prefill: float = 0.0
     apart: bool = False
+    spare: int = 0
 
 
 @frozen
@@ -75,17 +77,19 @@ def gain(costs: Costs, backlog: Sequence[Class], room: Room, rounds: RoundSettin
     work = {c.prompt: room.prefill * _prefill_seconds(costs, c.prompt) if room.prefill else 0.0 for c in classes}
     prefill = sum(c.count * work[c.prompt] for c in classes)
     residents = _Residents(costs, evolve(room, seats=min(room.seats, count)), rounds)
+    # In full, though with fewer members a step is shorter, too: whoever begins waves should be sure.
+    price = residents.devicefuls(classes, room.spare) / residents.devicefuls(classes)
     done = waited = 0.0
     full = list(residents.neighbours(classes))
     for members, times in full:
         begun = [0.0 if room.apart else seconds for seconds in accumulate(work[c.prompt] for c in members)]
-        took = sum(c.output for c in members) / len(members) * residents.round(members) + begun[-1]
+        took = price * sum(c.output for c in members) / len(members) * residents.round(members)[0] + begun[-1]
         # Whoever is admitted first begins first; all of a deviceful decode for as long as it takes.
         waited += times * (len(members) * (done + (times - 1) * took / 2 + (took - begun[-1]) / 2) + sum(begun))
         done += times * took
     if count < (DEVICEFULS if room.apart or not room.prefill else 1) * len(full[0][0]):
         return Gain(1.0, 1.0)
-    arrival = sum(c.count * c.output for c in classes) * residents.drawn(classes)
+    arrival = sum(c.count * c.output for c in classes) * residents.drawn(classes, price)
     arrival += 0.0 if room.apart else prefill
     if room.apart:
         arrival, done = max(arrival, prefill), max(done, prefill)
@@ -129,8 +133,13 @@ class _Residents:
         if members:
             yield members, 1
 
-    def drawn(self, classes: Sequence[Class]) -> float:
-        """Drawn at random, by the tokens that classes make."""
+    def devicefuls(self, classes: Sequence[Class], spare: int = 0) -> float:
+        """How many times they fill a device, each with so many tokens more than it has."""
+        tokens, count = sum(c.count * (c.length + spare) for c in classes), sum(c.count for c in classes)
+        return max(tokens / self.room.tokens, count / self.room.seats)
+
+    def drawn(self, classes: Sequence[Class], price: float) -> float:
+        """Drawn at random, by the tokens that classes make; in rounds that times ``price``."""
         made = sum(c.count * c.output for c in classes)
         share = [c.count * c.output / made for c in classes]
         n = self._fit(sum(c.length * s for c, s in zip(classes, share, strict=True)))
@@ -139,21 +148,27 @@ class _Residents:
             upto = min(1.0, below + s)
             chance = upto**n - below**n  # that the longest of n draws is of this class
             if chance > 0.001:
-                seconds += chance * self.round(_draw(classes[: index + 1], share[: index + 1], n))
+                took, grouped = self.round(_draw(classes[: index + 1], share[: index + 1], n))
+                seconds += chance * took * (price if grouped else 1.0)
             below = upto
         return seconds / n
 
     def _fit(self, length: float) -> int:
         return max(1, min(self.room.seats, int(self.room.tokens / max(1.0, length))))
 
-    def round(self, members: Sequence[Class]) -> float:
-        """One token for each: their prompts, and tokens made spread over them as over as many exponential draws."""
+    def round(self, members: Sequence[Class]) -> tuple[float, bool]:
+        """One token for each, and whether it is in rounds.
+
+        Lengths are prompts, and tokens made spread over members as over as many exponential draws.
+        """
         n = len(members)
         stride = next(step for step in range(int(0.618 * n) + 1, n + 2) if math.gcd(step, n) == 1)
         spread = (-math.log(1.0 - (at * stride % n + 0.5) / n) for at in range(n))
         lengths = sorted(c.prompt + int(c.output / 2 * more) for c, more in zip(members, spread, strict=True))
         groups = partition(self.costs, lengths, self.rounds)
-        return groups.seconds if groups else self.costs.step_seconds(Load(n, sum(lengths), lengths[-1]))
+        if groups:
+            return groups.seconds, True
+        return self.costs.step_seconds(Load(n, sum(lengths), lengths[-1])), False
 
 
 def _draw(classes: Sequence[Class], share: Sequence[float], n: int) -> list[Class]:

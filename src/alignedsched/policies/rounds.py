@@ -40,8 +40,9 @@ class RoundSettings:
     ``bubble``: the share of a common step that imbalance must cost before a partition is looked for; ``saving``: the
     share of it that the best partition must save. ``round_s``: seconds in which every group should have its turn: long
     enough to pay for switching, short against what a reader notices; a turn has ``least`` to ``most`` steps.
-    ``wait_s``: the longest that anybody who has begun sits out (``None``: no bound); with ``tpot_target_s`` no longer
-    than ``WAITS_A_TARGET`` times that.
+    ``wait_s``: the longest that anybody who has begun sits out (``None``: no bound). ``tpot_target_s``: where a common
+    step takes no longer than that, nobody sits out for longer than ``WAITS_A_TARGET`` times it; where it takes longer,
+    the target is missed without rounds, and with them everybody's tokens come faster.
     """
 
     bubble: float = field(default=0.1, validator=number(0.0, 1.0))
@@ -52,11 +53,11 @@ class RoundSettings:
     least: int = field(default=4, validator=whole(1))
     most: int = field(default=64, validator=whole(1))
 
-    @property
-    def longest_wait(self) -> float:
-        """Seconds that nobody sits out longer than."""
+    def longest_wait(self, together: float = 0.0) -> float:
+        """Seconds that nobody sits out longer than, where a common step takes so many."""
         wait = math.inf if self.wait_s is None else self.wait_s
-        return wait if self.tpot_target_s is None else min(wait, WAITS_A_TARGET * self.tpot_target_s)
+        target = self.tpot_target_s
+        return wait if target is None or together > target else min(wait, WAITS_A_TARGET * target)
 
 
 @frozen
@@ -66,7 +67,8 @@ class Turn:
     ``pace`` is the seconds foreseen for one of its steps; ``round_step`` and ``round_at`` are where and when the round
     began that the turn is part of, and ``groups`` is how many groups there are (1: nearly all run, as a probe without
     the shortest, or because the longest are set aside). ``probe_at``: the first step at which a probe may begin.
-    ``sets_aside``: it is no part of a round: who is far too long sits out, or has come back for a few steps.
+    ``wait``: the longest that anybody may sit out (seconds). ``sets_aside``: it is no part of a round: who is far too
+    long sits out, or has come back for a few steps.
     """
 
     low: int
@@ -78,6 +80,7 @@ class Turn:
     pace: float
     groups: int
     probe_at: int
+    wait: float = math.inf
     sets_aside: bool = False
 
     def holds(self, length: int) -> bool:
@@ -101,22 +104,24 @@ class Turn:
         return [member for member in batch if not self.low <= batch.context_length(member) < end]
 
     def plain(self) -> PlainData:
+        wait = None if math.isinf(self.wait) else self.wait
         return [
             self.low, self.high, self.first, self.until, self.round_step, self.groups, self.probe_at,
-            self.round_at, self.pace, self.sets_aside,
+            self.round_at, self.pace, wait, self.sets_aside,
         ]  # fmt: skip
 
     @staticmethod
     def from_plain(plain: PlainData) -> Turn:
-        """Raises CallerError for anything but seven integers, two numbers and a flag."""
-        if not isinstance(plain, list) or len(plain) != 10 or not all(map(is_number, plain[:9])):
-            raise CallerError(f"a turn is seven integers, two numbers and a flag, got {show(plain)}")
-        low, high, first, until, step, groups, probe, at, pace, aside = plain
-        if not isinstance(aside, bool):
-            raise CallerError(f"a turn ends with a flag, got {show(plain)}")
+        """Raises CallerError for anything but seven integers, three numbers (the last of them may be None), a flag."""
+        if not isinstance(plain, list) or len(plain) != 11 or not all(map(is_number, plain[7:9])):
+            raise CallerError(f"a turn is seven integers, three numbers and a flag, got {show(plain)}")
+        low, high, first, until, step, groups, probe, at, pace, wait, aside = plain
         if not all(map(is_count, (low, high, first, until, step, groups, probe))) or not groups:
             raise CallerError(f"a turn begins with seven integers, the sixth of them above 0, got {show(plain)}")
-        return Turn(low, high, first, until, step, float(at), float(pace), groups, probe, aside)  # type: ignore[arg-type]
+        if not (wait is None or is_number(wait)) or not isinstance(aside, bool):
+            raise CallerError(f"a turn ends with seconds or None, and a flag, got {show(plain)}")
+        longest = math.inf if wait is None else float(wait)
+        return Turn(low, high, first, until, step, float(at), float(pace), groups, probe, longest, aside)  # type: ignore[arg-type]
 
 
 @frozen
@@ -200,13 +205,14 @@ def next_turn(
     if groups is None:
         return None
     edges = (1, *groups.edges, ANY)
+    wait = settings.longest_wait(groups.together)
     opens = last is None or last.high >= ANY
     probe_at = _probe_at(last, step)
     if curious and opens and step >= probe_at:
         # It may be as fast as if balanced. The shortest sit out: a lane where nobody waits is not asked again.
         pace = costs.balanced_seconds(Load(len(lengths), sum(lengths), lengths[-1]))
-        return Turn(lengths[0] + 1, ANY, step, step + PROBE_STEPS, step, now, pace, 1, probe_at)
-    steps = _steps(groups, last, step, now, settings) if last is None or opens else last.until - last.first
+        return Turn(lengths[0] + 1, ANY, step, step + PROBE_STEPS, step, now, pace, 1, probe_at, wait)
+    steps = _steps(groups, last, step, now, wait, settings) if last is None or opens else last.until - last.first
     if steps is None:
         return None
     begun = (step, now) if last is None or opens else (last.round_step, last.round_at)
@@ -217,7 +223,7 @@ def next_turn(
         if first < end:
             members = lengths[first:end]
             pace = costs.step_seconds(Load(len(members), sum(members), members[-1]))
-            return Turn(low, high, step, step + steps, *begun, pace, len(edges) - 1, probe_at)
+            return Turn(low, high, step, step + steps, *begun, pace, len(edges) - 1, probe_at, wait)
     return None
 
 
@@ -228,8 +234,10 @@ def _probe_at(last: Turn | None, step: int) -> int:
     return step + (PROBE_EVERY - 1) * (step - last.first) if last.groups == 1 else last.probe_at
 
 
-def _steps(groups: Partition, last: Turn | None, step: int, now: float, settings: RoundSettings) -> int | None:
-    """Steps for each turn of a new round: as many as fit in ``round_s``; None if nobody should be kept waiting.
+def _steps(
+    groups: Partition, last: Turn | None, step: int, now: float, wait: float, settings: RoundSettings
+) -> int | None:
+    """Steps for each turn of a new round: as many as fit in ``round_s``; None if somebody would wait for too long.
 
     At the pace foreseen, or, where prefill slows the lane, at the pace of the last round.
     """
@@ -237,6 +245,6 @@ def _steps(groups: Partition, last: Turn | None, step: int, now: float, settings
     pace = groups.seconds / turns
     if last is not None and step > last.round_step:
         pace = max(pace, (now - last.round_at) / (step - last.round_step))
-    if settings.least * turns * pace > settings.longest_wait / 2:
+    if settings.least * turns * pace > wait / 2:
         return None
     return max(settings.least, min(settings.most, int(settings.round_s / (turns * pace))))

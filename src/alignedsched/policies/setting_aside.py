@@ -30,13 +30,14 @@ def without_the_longest(
     """
     everybody = Load(len(lengths), sum(lengths), lengths[-1])
     together = costs.step_seconds(everybody)
-    if 2 * settings.least * together > settings.longest_wait / 2:
+    wait = settings.longest_wait()
+    if 2 * settings.least * together > wait / 2:
         return None  # coming back would take too long
     found = _cut(costs, lengths, costs.balanced_seconds(everybody) / together, room)
     if found is None:
         return None
     high, pace, steps = (ANY, together, settings.least) if overdue else (*found, settings.most)
-    return Turn(1, high, step, step + steps, step, now, pace, 1, step, sets_aside=True)
+    return Turn(1, high, step, step + steps, step, now, pace, 1, step, wait, sets_aside=True)
 
 
 def _cut(costs: Costs, lengths: Sequence[int], together: float, room: int) -> tuple[int, float] | None:

@@ -11,11 +11,13 @@ from typing import Protocol
 
 from attrs import field, frozen
 
+from ..narrator import Reason
 from ..queue import Waiting
 from ..request import Request
 from ..views import LaneView
 from .aligned_memory import Memory
 from .order import ByArrival, OrderedAdmission
+from .prefill_lead import PrefillLead
 from .protocols import Take
 from .rank_balance import RankOrder
 
@@ -35,6 +37,7 @@ class WaveAdmission(OrderedAdmission):
 
     batching: Grouping = field(kw_only=True)
     placed: RankOrder = field(kw_only=True)
+    lead: PrefillLead = field(factory=PrefillLead, kw_only=True)
 
     def rank(self, request: Request) -> float:
         """The order's key; by arrival, ``by_priority`` counts."""
@@ -67,11 +70,23 @@ class WaveAdmission(OrderedAdmission):
 
     def _free(self, view: LaneView) -> list[int]:
         free = super()._free(view)
-        if not view.role.decodes or not self._grouped(view):
+        if not view.role.decodes:
+            lead = self.lead.blocks(view)
+            return free if lead is None else [min(left, lead) for left in free]
+        if not self._grouped(view):
             return free
         out, each = self.batching.sitting_out(view), self.batching.grows(view)
         residents = (len(rank.batch) + rank.waiting + out for rank in view.ranks)
         return [left - each * count for left, count in zip(free, residents, strict=True)]
+
+    def held_back(self, view: LaneView, first: Waiting, ordered: int) -> Reason | None:
+        """As ArrivalOrder, but a bound on prefill is named."""
+        lead = self.lead.blocks(view) if len(view.ranks) == 1 else None
+        if lead is not None and lead < view.layout.blocks(first.prefill_tokens + 1):
+            return Reason(
+                "prefill stays just ahead of decode, for tokens to come fast; requests ahead", len(view.resident)
+            )
+        return super().held_back(view, first, ordered)
 
     def _seats(self, view: LaneView) -> list[int]:
         return [left - self.batching.sitting_out(view) for left in super()._seats(view)]
