@@ -18,6 +18,7 @@ import attrs
 import numpy as np
 
 from alignedsched import __version__
+from alignedsched.errors import ConfigError
 from benchmarks.board_cells import SEEDS, Cell, design, even_twin, is_real
 from benchmarks.board_runs import EVEN
 
@@ -75,6 +76,37 @@ def merge(rows: list[dict[str, Any]], about: Mapping[str, Any], traces: Path) ->
         },
         "cells": [_cell(cell, cells[cell], cells.get(even_twin(cell), {})) for cell in chosen if "fcfs" in cells[cell]],
     }
+
+
+def updated(board: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A board with the policies that ran anew in place of their old figures; what did not run stays as it was.
+
+    That holds only where `fcfs` still does the same: raises ConfigError naming a cell in which it does not, unless all
+    of the cell's policies ran anew.
+    """
+    cells = {_key(cell): cell for cell in board["cells"]}
+    for cell in new["cells"]:
+        old = cells.get(_key(cell))
+        if old is None or old["policies"].keys() <= cell["policies"].keys():
+            cells[_key(cell)] = {**{name: old[name] for name in ("b",) if old and name in old}, **cell}
+            continue
+        before, now = (_lasting(of["policies"]["fcfs"]["figures"]) for of in (old, cell))
+        if before != now or old["n"] != cell["n"]:
+            name = Cell(*_key(cell)).name
+            raise ConfigError(f"{name}: `fcfs` does something else than before; run all of the cell's policies")
+        cells[_key(cell)] = {**old, **cell, "policies": {**old["policies"], **cell["policies"]}}
+    about = {**new["about"], "code": sorted({*board["about"]["code"], *new["about"]["code"]})}
+    about["real_traces"] = sorted({*board["about"]["real_traces"], *new["about"]["real_traces"]})
+    return {"version": board["version"], "about": about, "cells": list(cells.values())}
+
+
+def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell[field.name] for field in attrs.fields(Cell))
+
+
+def _lasting(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures without what depends on the machine."""
+    return {name: value for name, value in figures.items() if name != "wall_s"}
 
 
 def _good(runs: Runs, policy: str) -> dict[int, Row]:

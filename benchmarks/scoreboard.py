@@ -6,6 +6,7 @@
     python -m benchmarks.scoreboard --only '8B/gated/.*' --resume
     python -m benchmarks.scoreboard --policies cost_aligned --resume    its rows only
     python -m benchmarks.scoreboard --merge                    only write results and page from the rows that are there
+    python -m benchmarks.scoreboard --policies 'fcfs|cost_aligned' --update    other policies' figures stay
 
 Every run is one row of ``.benchmarks/scoreboard/rows.jsonl`` (not committed): what was done survives an interruption.
 At the end rows are merged to ``benchmarks/results/scoreboard.json`` and ``docs/scoreboard.md`` is made from that.
@@ -31,7 +32,7 @@ import attrs
 from attrs import frozen
 
 from benchmarks.board_cells import ROOT, SEEDS, TRACES, Cell, design, is_real
-from benchmarks.board_merge import merge
+from benchmarks.board_merge import merge, updated
 from benchmarks.board_runs import EVEN, POLICIES, available, run_cell
 from benchmarks.scoreboard_page import PAGE, write_page
 
@@ -178,6 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     parser.add_argument("--merge", action="store_true", help="run nothing: merge rows, write results and page")
     parser.add_argument("--page", action="store_true", help="run nothing: write the page from the results")
+    parser.add_argument("--update", action="store_true", help="keep results of what does not run, if fcfs is the same")
     parser.add_argument("--only", default="", metavar="REGEX", help="cells whose name it matches")
     parser.add_argument("--policies", default=".*", metavar="REGEX", help="policies whose name it matches, whole")
     parser.add_argument("--requests", type=int, help="in place of a cell's own number of them; keep such rows apart")
@@ -214,6 +216,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(rows)} runs in {len(merged['cells'])} cells, {failed} failed, {(time.time() - began) / 60:.1f} minutes"
     )
     if not options.smoke:
+        if options.update:
+            merged = updated(json.loads(options.out.read_text(encoding="utf-8")), merged)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(merged, separators=(",", ":")) + "\n", encoding="utf-8")
         write_page(merged, options.docs)

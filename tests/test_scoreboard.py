@@ -11,10 +11,11 @@ import attrs
 import numpy as np
 import pytest
 
+from alignedsched.errors import ConfigError
 from alignedsched.registry import policy
 from benchmarks import board_cells, board_runs, scoreboard
 from benchmarks.board_cells import SEEDS, Cell, design, requests_of
-from benchmarks.board_merge import half_width, merge, settled
+from benchmarks.board_merge import half_width, merge, settled, updated
 from benchmarks.board_runs import EVEN, POLICIES, arrange, available, place_of, run_cell
 from benchmarks.board_targets import MEET, MISS, UNSETTLED, WIDE, checks
 from benchmarks.scoreboard_page import listed_checks, text_of, write_page
@@ -45,6 +46,23 @@ def board_of(rows: list[Row]) -> dict[str, Any]:
 
 
 UNSPLIT = Cell("8B", "unsplit", "pool", "mooncake", "offline")
+
+
+def test_what_ran_anew_replaces_its_old_figures_only() -> None:
+    others = [made_up(UNSPLIT, name, seed) for seed in range(SEEDS) for name in ("fcfs", "density_first")]
+    mine = [made_up(UNSPLIT, "cost_aligned", seed, 1.5) for seed in range(SEEDS)]
+    again = [made_up(UNSPLIT, "cost_aligned", seed, 2.0) for seed in range(SEEDS)]
+    plain = [row for row in others if row["policy"] == "fcfs"]
+    board = updated(board_of([*others, *mine]), board_of([*plain, *again]))
+    assert board == board_of([*others, *again])
+    elsewhere = attrs.evolve(UNSPLIT, trace="azure")
+    more = updated(board, board_of([made_up(elsewhere, "fcfs", seed) for seed in range(SEEDS)]))
+    assert [cell["trace"] for cell in more["cells"]] == ["mooncake", "azure"]
+    slower = [made_up(UNSPLIT, "fcfs", seed, 0.9) for seed in range(SEEDS)]
+    with pytest.raises(ConfigError, match="8B/unsplit/pool/mooncake/offline: `fcfs` does something else"):
+        updated(board, board_of([*slower, *again]))
+    whole = board_of([*slower, *again, *(made_up(UNSPLIT, "density_first", seed) for seed in range(SEEDS))])
+    assert updated(board, whole) == whole
 
 
 def test_the_smoke_board_runs_resumes_and_leaves_committed_files_alone(
