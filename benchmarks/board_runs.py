@@ -17,8 +17,10 @@ import attrs
 import numpy as np
 from attrs import frozen
 
+from alignedsched.arrays import FloatArray
 from alignedsched.costs import AffineCosts, Costs
 from alignedsched.errors import ConfigError
+from alignedsched.load import Load
 from alignedsched.metrics import Lanes, goodput, longest_prompts, met, summarize
 from alignedsched.policies.protocols import Policy
 from alignedsched.registry import policy
@@ -65,13 +67,42 @@ def available(name: str) -> bool:
     return True
 
 
+@frozen(eq=False)
+class FreePrefill:
+    """Costs: those of decode as given, and chunks as ``NO_PREFILL`` has them."""
+
+    decode: Costs
+
+    @property
+    def surface(self) -> str:
+        """See Costs."""
+        return self.decode.surface
+
+    def step_seconds(self, load: Load) -> float:
+        """See Costs."""
+        return self.decode.step_seconds(attrs.evolve(load, chunks=())) + self._chunks(load)
+
+    def balanced_seconds(self, load: Load) -> float:
+        """See Costs."""
+        return self.decode.balanced_seconds(attrs.evolve(load, chunks=())) + self._chunks(load)
+
+    @staticmethod
+    def _chunks(load: Load) -> float:
+        return NO_PREFILL.step_seconds(Load(0, 0, 0, load.chunks)) if load.chunks else 0.0
+
+    def finishing_times(self, load: Load, steps: int) -> FloatArray:
+        """See Costs."""
+        return self.decode.finishing_times(load, steps)
+
+
 @frozen
 class Place:
-    """A cell's cluster, what its steps cost, and what of that is published."""
+    """A cell's cluster, what its steps cost, what of that is published, and for the bound its lanes."""
 
     built: Built
     costs: Costs | dict[str, Costs]
-    lanes: Lanes  # for the bound
+    published: Costs
+    lanes: Lanes
 
 
 def place_of(cell: Cell, even: bool = False) -> Place:
@@ -90,12 +121,12 @@ def place_of(cell: Cell, even: bool = False) -> Place:
         any_length=True,  # workloads are cut to the model's positions already
     )
     if cell.topology != "pool":
-        return Place(built, built.costs, Lanes.of(built.cluster))
+        return Place(built, built.costs, built.costs, Lanes.of(built.cluster))
     built = attrs.evolve(built, cluster=attrs.evolve(built.cluster, host_blocks=BOUNDLESS))
     costs: dict[str, Costs] = {
         lane.id: built.costs if built.cluster.role(lane).decodes else NO_PREFILL for lane in built.cluster.lanes
     }
-    return Place(built, costs, Lanes.of(built.cluster))
+    return Place(built, costs, FreePrefill(built.costs), Lanes.of(built.cluster))
 
 
 def simulate(place: Place, requests: Workload, name: str) -> RunResult:
@@ -106,7 +137,7 @@ def simulate(place: Place, requests: Workload, name: str) -> RunResult:
         if time.monotonic() > until:
             raise TimeoutError(f"given up after {SLOWEST_S:.0f} s: {ended} of {len(requests)} ended, at {now:.0f} s")
 
-    return run(requests, place.built.cluster, place.costs, make(name), tick=tick, published=place.built.costs)
+    return run(requests, place.built.cluster, place.costs, make(name), tick=tick, published=place.published)
 
 
 @lru_cache(maxsize=64)

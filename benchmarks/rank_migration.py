@@ -70,7 +70,7 @@ def variants(cell: Cell) -> dict[str, tuple[Place, Policy]]:
 
 def served(place: Place, which: Policy, requests: Workload) -> dict[str, float]:
     """What is kept of a run."""
-    figures = run(requests, place.built.cluster, place.costs, which, published=place.built.costs).figures
+    figures = run(requests, place.built.cluster, place.costs, which, published=place.published).figures
     assert figures["requests"]["finished"] == len(requests)
     latency = figures["latency_s"]
     return {
