@@ -32,9 +32,7 @@ PATIENCE = (5.0, 15.0, 60.0, 240.0)
 
 def mean_and_tail(place: Place, requests: Any, which: Policy) -> tuple[float, float]:
     """Mean and p99 of E2E, seconds."""
-    e2e = run(requests, place.built.cluster, place.costs, which, published=place.published).figures["latency_s"][
-        "e2e"
-    ]
+    e2e = run(requests, place.built.cluster, place.costs, which, published=place.published).figures["latency_s"]["e2e"]
     return e2e["mean"], e2e["p99"]
 
 

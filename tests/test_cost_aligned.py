@@ -187,6 +187,11 @@ def test_a_turn_whose_steps_are_slower_than_foreseen_ends_in_time() -> None:
     assert 0.4 * WAIT_S < one(1592).longest <= WAIT_S
 
 
+def test_a_turn_of_a_fast_group_is_over_when_it_should_be() -> None:
+    """Woken at the pace of slower groups it lasted 30 steps instead of 8, and took the blocks kept for others."""
+    assert 0.4 * WAIT_S < one(43879).longest <= 0.9 * WAIT_S
+
+
 @pytest.mark.parametrize("seed", [29259, 32879, 40556, 36978])
 def test_whoever_is_sent_out_is_out_since_the_order_to_leave(seed: int) -> None:
     """The report that tells so comes later, and steps may be slow: these waits were up to 5 % too long, or nearly."""

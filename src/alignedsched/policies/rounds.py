@@ -88,11 +88,12 @@ class Turn:
         return self.low <= length < self.high
 
     def wake_at(self, step: int, now: float) -> float:
-        """When the turn should be over, seen from ``step``."""
-        pace = self.pace
-        if step > self.round_step:  # prefill may slow the lane
-            pace = max(pace, (now - self.round_at) / (step - self.round_step))
-        return now + max(1, self.until - step) * pace
+        """When the turn should be over at the pace foreseen, seen from ``step``.
+
+        Where steps are slower it is not over then, and its end is foreseen anew. At a pace measured it might be passed
+        by far: a round's other groups are slower, and so are the steps under way when a turn begins.
+        """
+        return now + max(1, self.until - step) * self.pace
 
     def strays(self, batch: BatchReader, step: int) -> list[RequestId]:
         """Members that do not belong to the group. O(1) where there are none; members grow with the steps."""
