@@ -16,13 +16,14 @@ from alignedsched.cluster import Cluster, Device, KVLayout, Lane, Link, Role
 from alignedsched.costs import AffineCosts, Costs, Load
 from alignedsched.driver import drive
 from alignedsched.errors import CallerError, ConfigError
-from alignedsched.events import Arrived, CallerEvent
+from alignedsched.events import Arrived, CallerEvent, CopyDone, Event, Resumed, StepsDone
 from alignedsched.plan import Plan
 from alignedsched.policies import rank_migration
+from alignedsched.policies.admission import ArrivalOrder
 from alignedsched.policies.cost_aligned import cost_aligned
-from alignedsched.policies.fcfs import fcfs
+from alignedsched.policies.fcfs import ContinuousBatching, fcfs
 from alignedsched.policies.predict import NoPrediction
-from alignedsched.policies.protocols import Composition
+from alignedsched.policies.protocols import Composition, Policy, Transfer
 from alignedsched.policies.rank_migration import Migration, RankMemory, UnderWay
 from alignedsched.policies.rank_moves import Move, MoveSettings, linked, moves_that_pay
 from alignedsched.pool import Pool
@@ -341,3 +342,58 @@ def test_what_is_no_state_is_refused(ranks: object) -> None:
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ConfigError, match=r"MoveSettings\.margin must be a number from 1"):
         MoveSettings(margin=0.5)
+
+
+def test_a_copy_that_nobody_wants_any_more_gives_its_room_back_even_if_its_request_leaves_just_then() -> None:
+    """It kept the room at the other rank as long as the request lived."""
+    wishes: list[Composition] = []
+    copies: list[Transfer] = []
+
+    class Batching(ContinuousBatching):
+        def compose(self, view: LaneView) -> Composition:
+            soon = view.now + 0.5
+            return evolve(wishes[0] if wishes else Composition(), wake_at=soon, look_at=soon)
+
+        def taken(self, view: LaneView, composition: Composition) -> None:
+            wishes.clear()
+
+    class Residency:
+        def place(self, view: LaneView) -> list[Transfer]:
+            return list(copies)
+
+    policy = Policy("scripted", ArrivalOrder(), Batching(), Residency(), may_idle_s=60.0)
+    scheduler, now = Scheduler(cluster(2, ahead=2), policy), 0.0
+
+    def tell(*events: Event) -> Plan:
+        nonlocal now
+        now += 1.0
+        plan = scheduler.handle(now, *events)
+        scheduler.check()
+        return plan
+
+    view = scheduler.view("lane")
+    tell(Arrived(Request("a", 20, 100)))
+    wishes.append(Composition(joins=["a"]))
+    (order,) = tell(StepsDone("lane", 0, 0, 0, prefilled=("a",))).steps
+    home = next(rank.rank for rank in view.ranks if "a" in rank.batch)
+    other = view.ranks[1 - home].tier
+    free = view.free(other)
+
+    wishes.append(Composition(parks=["a"]))
+    (order,) = tell(StepsDone("lane", order.order, 1, 2)).steps
+    assert order.leaves == ("a",)
+    wishes.append(Composition(candidates=["a"]))
+    copies.append(Transfer("a", other))
+    (copy,) = tell(StepsDone("lane", order.order, 3, 2)).copies
+    assert view.free(other) < free
+    copies.clear()
+    wishes.append(Composition(unclaims=["a"], joins=["a"]))
+    plan = tell(Resumed())
+    assert [abort.copy for abort in plan.aborts] == [copy.copy]
+    (order,) = plan.steps
+    wishes.append(Composition(parks=["a"]))
+    (left,) = tell(StepsDone("lane", order.order, 3, 4)).steps
+    assert left.leaves == ("a",)
+    assert view.leaving == 1
+    tell(CopyDone(copy.copy))
+    assert view.free(other) == free
