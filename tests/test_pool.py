@@ -30,7 +30,7 @@ def play(history: Moves) -> tuple[Pool, Entries]:
         order = (7 * number + 3) % 26
         if add and name not in entries:
             entries[name] = (length, order, blocks)
-            pool.add(name, length, order, blocks)
+            pool.add(name, length, order, blocks, blocks % 3 == 0)
         elif not add and name in entries:
             del entries[name]
             pool.remove(name)
@@ -47,6 +47,7 @@ def test_orders_and_keys(history: Moves) -> None:
     assert len(pool) == len(entries)
     assert list(pool.by_order()) == sorted(entries, key=lambda name: entries[name][1])
     assert list(pool.by_length()) == by_length(entries)
+    assert pool.again() == tuple(r for r in pool.by_order() if entries[r][2] % 3 == 0), "who was preempted"
     for number in range(26):
         assert (f"r{number}" in pool) == (f"r{number}" in entries)
     for name, (length, order, blocks) in entries.items():

@@ -271,7 +271,7 @@ def test_everything_a_scheduler_knows_is_in_a_snapshot_or_follows_from_it() -> N
         assert set(kept._names) == names - without
     # Made again by adding what is in them, in the order in which it was added where that decides anything.
     assert set(Queue.__slots__) == {"_rows", "_keys", "_made", "again", "sizes"}
-    assert set(Pool.__slots__) == {"_blocks", "_by_length", "_by_order", "_counts", "_keys", "_upwards"}
+    assert set(Pool.__slots__) == {"_again", "_blocks", "_by_length", "_by_order", "_counts", "_keys", "_upwards"}
     assert set(RunningBatch.__slots__) == {
         "_bases", "_block_quotients", "_block_size", "_blocks", "_blocks_step", "_by_base", "_limit_of", "_limits",
         "_phases", "_total_base",

@@ -6,6 +6,7 @@ import json
 from random import Random
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ from alignedsched.errors import CallerError
 from alignedsched.load import Load
 from alignedsched.policies.aligned_memory import Backlog, Memory
 from alignedsched.policies.backlog_order import BacklogOrder, GateSettings
+from alignedsched.policies.cost_aligned import cost_aligned
+from alignedsched.policies.fcfs import fcfs
 from alignedsched.policies.gate import Gain
 from alignedsched.policies.mean_output import Expected, MeanOutput
 from alignedsched.policies.predict import History
@@ -23,7 +26,13 @@ from alignedsched.policies.rounds import RoundSettings
 from alignedsched.policies.sorted_waves import Wave
 from alignedsched.queue import Queue, Waiting
 from alignedsched.request import Request
-from alignedsched.views import QueueReader, from_columns
+from alignedsched.sim.build import build
+from alignedsched.sim.run import run
+from alignedsched.views import LaneView, QueueReader, from_columns
+from alignedsched.views.columns import ColumnView
+from alignedsched.workloads import workload
+
+UNSPLIT = AffineCosts(1e-3, 1e-5, 1e-7, 1e-6, "unsplit")
 
 
 def queue_of(prompts: list[int]) -> QueueReader:
@@ -91,20 +100,88 @@ def test_the_gate_is_asked_again_whenever_waves_have_lasted_twice_as_long() -> N
     assert asked == [105, 110, 120, 140, 180]
 
 
-def test_a_pool_goes_in_waves_only_as_long_as_the_queue_that_it_follows() -> None:
-    """It once went on until the pool was empty: too small to be asked about, and room kept free for it all the time."""
+def following_pool() -> tuple[BacklogOrder, LaneView, Memory]:
+    """A pool, its twenty requests handed over in descending order of arrival, that goes in waves as its queue does."""
     order = BacklogOrder(RoundSettings(), GateSettings(), Expected(History(), MeanOutput()))
-    names = [f"r{number}" for number in range(20)]
     view = from_columns(
-        pooled=names, pooled_lengths=[1000 + 10 * number for number in range(20)], pooled_on=[HOST] * 20,
+        now=50.0, pooled=[f"r{n}" for n in range(20)], pooled_lengths=[1000 + (7 * n) % 20 for n in range(20)],
+        pooled_on=[HOST] * 20, pooled_since=[40.0 - n for n in range(20)],
         free_blocks=100, capacity_blocks=1000, host_free_blocks=10, role=Role.DECODE,
     )  # fmt: skip
-    costs = AffineCosts(1e-3, 1e-5, 1e-7, 1e-6, "unsplit")
-    follows = order.after(view, costs, Memory({"queue": Backlog(Wave(["a"]), 0.0, 0.0)}), 0)
+    return order, view, order.after(view, UNSPLIT, Memory({"queue": Backlog(Wave(["a"]), 0.0, 0.0)}), 0)
+
+
+def in_pool(memory: Memory, view: LaneView) -> list[str]:
+    wave = memory.backlog("pool").wave
+    assert wave is not None
+    return list(wave.pooled(view.pool))
+
+
+def test_a_pool_goes_in_waves_only_as_long_as_the_queue_that_it_follows() -> None:
+    """It once went on until the pool was empty: too small to be asked about, and room kept free for it all the time."""
+    order, view, follows = following_pool()
     assert follows.backlog("pool").follows
-    assert follows.backlog("pool").wave is not None
-    alone = order.after(view, costs, follows.with_backlog("queue", Backlog()), 0)
-    assert alone.backlog("pool").wave is None
+    assert follows.waves
+    assert in_pool(follows, view) == list(view.pool.by_length())
+    alone = order.after(view, UNSPLIT, follows.with_backlog("queue", Backlog()), 0)
+    assert not alone.waves
+
+
+def test_who_is_left_in_the_pool_when_waves_stop_goes_first_as_it_came() -> None:
+    """By arrival, older requests that were prefilled later overtook them for minutes."""
+    order, view, follows = following_pool()
+    left = order.after(view, UNSPLIT, follows.with_backlog("queue", Backlog()), 0)
+    assert in_pool(left, view) == [f"r{n}" for n in reversed(range(20))]
+    assert Memory.from_plain(left.plain()) == left
+    assert order.after(view, UNSPLIT, left, 0) is left, "nothing has changed"
+    others = from_columns(
+        now=51.0, pooled=["r30", "r0"], pooled_lengths=[9000, 1000], pooled_on=[HOST] * 2,
+        free_blocks=100, capacity_blocks=1000, host_free_blocks=10, role=Role.DECODE,
+    )  # fmt: skip
+    still = order.after(others, UNSPLIT, left, 0)
+    assert in_pool(still, others) == ["r0"], "who came since waits"
+    later = from_columns(
+        now=52.0, pooled=["r30", "r31"], pooled_lengths=[9000, 1000], pooled_on=[HOST] * 2,
+        free_blocks=100, capacity_blocks=1000, host_free_blocks=10, role=Role.DECODE,
+    )  # fmt: skip
+    assert order.after(later, UNSPLIT, still, 0).backlog("pool").wave is None, "by arrival again"
+
+
+def test_waves_that_begin_again_go_on_with_who_is_left_of_the_last() -> None:
+    order, view, follows = following_pool()
+    left = order.after(view, UNSPLIT, follows.with_backlog("queue", Backlog()), 0)
+    again = order.after(view, UNSPLIT, left.with_backlog("queue", Backlog(Wave(["a"]), 50.0, 50.0)), 0)
+    assert again.waves
+    assert again.backlog("pool").wave == left.backlog("pool").wave
+
+
+@pytest.mark.parametrize("overtook", [False, True])
+def test_after_waves_who_was_preempted_begins_first(overtook: bool) -> None:
+    """Begun before its time, it would start over behind all that it had overtaken; without waves nobody has."""
+    policy = cost_aligned()
+    policy.batching.load(Memory({"queue": Backlog(None, 1.0, None, 0, False, overtook)}).plain())
+    queue = Queue()
+    for number, preemptions in enumerate((0, 0, 1, 0, 2)):
+        queue.add(Waiting(Request(f"r{number}", 100), number, 3 * preemptions, preemptions))
+    plain = from_columns(free_blocks=1000, capacity_blocks=1000)
+    assert isinstance(plain, ColumnView)
+    view = evolve(plain, queue=QueueReader(queue))
+    taken = [take.request for take in policy.admission.admit(view)]
+    assert taken == (["r2", "r4", "r0", "r1", "r3"] if overtook else ["r0", "r1", "r2", "r3", "r4"])
+
+
+def test_nobody_waits_long_between_tokens_because_waves_stopped() -> None:
+    """Who had been prefilled for a wave, and who had begun in one and was preempted, once waited behind the backlog."""
+    built = build("a100", "opt-13b", topology="disaggregated", lanes=1, surface="padded", staging=True, any_length=True)
+    load = workload("mooncake", seed=1, n=800).clamped(2048)[0]
+    load = load.scaled(3.0 / load.rate_per_s)
+    aligned, plain = (
+        run(load, built.cluster, built.costs, policy, published=built.costs).figures
+        for policy in (cost_aligned(), fcfs())
+    )
+    assert aligned["simulated_s"] != plain["simulated_s"], "waves came and went"
+    assert aligned["latency_s"]["itl"]["max"] < 1.1 * plain["latency_s"]["itl"]["max"]
+    assert aligned["throughput_tok_s"] > 0.99 * plain["throughput_tok_s"]
 
 
 # -- the mean output

@@ -153,7 +153,8 @@ class Accounts:
             self.vacate(live)
             return
         live.to(R.POOLED, self.now)
-        self.pool.add(live.id, live.context_length, live.order, self.layout.blocks(live.context_length))
+        length, again = live.context_length, live.preemptions > 0
+        self.pool.add(live.id, length, live.order, self.layout.blocks(length), again)
         for tier in self.ledger.extents(live.id):
             if tier in self.resident and self.ledger.tokens(live.id, tier):
                 self.resident[tier][live.id] = None

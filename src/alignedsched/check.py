@@ -131,12 +131,15 @@ def _pins(books: Books) -> None:
 def _pool(books: Books) -> None:
     """Pool keys are what the requests say, both orders agree, and so does the index of who lies on which device."""
     ordered, sized = list(books.pool.by_order()), list(books.pool.by_length())
+    again = frozenset(books.pool.again())
     if sorted(ordered) != sorted(sized):
         _fail("single_owner", "the two orders of the pool differ")
     for request in ordered:
         live = books.live[request]
         if books.pool.length(request) != live.context_length or books.pool.order(request) != live.order:
             _fail("single_owner", f"{request!r}: the pool keeps other keys than the request has")
+        if (request in again) != (live.preemptions > 0):
+            _fail("single_owner", f"{request!r}: the pool is wrong about whether it was preempted")
         if not any(books.ledger.tokens(request, tier) >= live.stored for tier in books.ledger.extents(request)):
             _fail("last_copy", f"{request!r} is pooled and nowhere whole")
     for tier, requests in books.resident.items():

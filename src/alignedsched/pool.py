@@ -33,12 +33,13 @@ def class_of(length: int, level: int) -> int:
 class Pool:
     """Pooled requests by context length and by arrival order, with class aggregates."""
 
-    __slots__ = ("_blocks", "_by_length", "_by_order", "_counts", "_keys", "_upwards")
+    __slots__ = ("_again", "_blocks", "_by_length", "_by_order", "_counts", "_keys", "_upwards")
 
     def __init__(self) -> None:
         self._keys: dict[str, tuple[int, int, int]] = {}  # id -> (length, order, blocks)
         self._by_length: SortedList[tuple[int, int, str]] = SortedList()  # (length, order, id)
         self._by_order: SortedDict[int, str] = SortedDict()
+        self._again: set[str] = set()
         self._counts = [array("q", bytes(8 * FANOUT**level)) for level in range(LEVELS + 1)]
         self._blocks = [array("q", bytes(8 * FANOUT**level)) for level in range(LEVELS + 1)]
         self._upwards = tuple(zip(self._counts, self._blocks, strict=True))[::-1]  # the narrowest classes first
@@ -49,13 +50,18 @@ class Pool:
     def __contains__(self, request: object) -> bool:
         return request in self._keys
 
-    def add(self, request: str, length: int, order: int, blocks: int) -> None:
-        """Add a request with its context length, arrival order (unique) and the blocks its next step needs."""
+    def add(self, request: str, length: int, order: int, blocks: int, again: bool = False) -> None:
+        """Add a request with its context length, arrival order (unique) and the blocks its next step needs.
+
+        ``again``: whether it was preempted, and had to be computed anew.
+        """
         if request in self._keys or order in self._by_order:
             raise InvariantError("single_owner", f"request {request!r} (order {order}) is in the pool already")
         self._keys[request] = (length, order, blocks)
         self._by_length.add((length, order, request))
         self._by_order[order] = request
+        if again:
+            self._again.add(request)
         self._count(length, 1, blocks)
 
     def remove(self, request: str) -> None:
@@ -63,6 +69,7 @@ class Pool:
         length, order, blocks = self._keys.pop(request)
         self._by_length.remove((length, order, request))
         del self._by_order[order]
+        self._again.discard(request)
         self._count(length, -1, -blocks)
 
     def _count(self, length: int, count: int, blocks: int) -> None:
@@ -88,6 +95,10 @@ class Pool:
     def class_blocks(self, level: int, index: int) -> int:
         """Blocks the requests of a class need. O(1)."""
         return self._blocks[level][index]
+
+    def again(self) -> tuple[str, ...]:
+        """Ids of those that were preempted and computed anew, in order of arrival. O(their number, times its log)."""
+        return tuple(sorted(self._again, key=self.order))
 
     def by_order(self) -> Iterator[str]:
         """Ids in order of arrival."""

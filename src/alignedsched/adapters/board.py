@@ -134,7 +134,7 @@ class Board:
             self.batch.add(request, row.base)
             self.running[request] = None
         elif at is At.POOLED:
-            self.pool.add(request, length, row.order, self.layout.blocks(length))
+            self.pool.add(request, length, row.order, self.layout.blocks(length), row.preemptions > 0)
             if row.place in (DEVICE, TO_HOST):
                 self.resident[request] = None
         else:

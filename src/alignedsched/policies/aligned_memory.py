@@ -16,7 +16,9 @@ from .sorted_waves import Wave
 class Backlog:
     """The order of what waits: the wave (None: order of arrival), when the gate was asked last, and when the first of
     the waves that are on, or that this belief has stopped, began (seconds). ``belief``: which belief about costs the
-    gate was asked with. ``follows``: the wave is on only as long as the queue goes in waves.
+    gate was asked with. ``follows``: the wave is on only as long as the queue goes in waves; what is left of it then
+    (``began`` is None) goes first, as it was handed over. ``overtook``: waves have let later requests go before earlier
+    ones since all fitted last.
     """
 
     wave: Wave | None = None
@@ -24,6 +26,12 @@ class Backlog:
     began: float | None = None
     belief: int = 0
     follows: bool = False
+    overtook: bool = False
+
+    @property
+    def grouped(self) -> bool:
+        """Whether neighbours go together, and not only who is left of them."""
+        return self.wave is not None and self.began is not None
 
 
 @frozen
@@ -58,7 +66,12 @@ class Memory:
     @property
     def waves(self) -> bool:
         """Whether a backlog goes in waves."""
-        return any(backlog.wave is not None for backlog in self.backlogs.values())
+        return any(backlog.grouped for backlog in self.backlogs.values())
+
+    @property
+    def overtook(self) -> bool:
+        """Whether later requests went before earlier ones since all fitted last."""
+        return any(backlog.overtook for backlog in self.backlogs.values())
 
     def with_backlog(self, name: str, backlog: Backlog) -> Memory:
         return self if backlog is self.backlog(name) else evolve(self, backlogs={**self.backlogs, name: backlog})
@@ -78,6 +91,7 @@ class Memory:
                     backlog.began,
                     backlog.belief,
                     backlog.follows,
+                    backlog.overtook,
                 ],
                 backlog.asked,
             ]
@@ -127,12 +141,17 @@ def _pairs(what: str, plain: PlainData) -> dict[str, tuple[PlainData, float | No
 
 def _wave(
     name: str, plain: PlainData, asked: float | None
-) -> tuple[Wave | None, float | None, float | None, int, bool]:
-    if isinstance(plain, list) and len(plain) == 4:
-        wave, began, belief, follows = plain
-        if (began is None or is_number(began)) and is_count(belief) and isinstance(follows, bool):
-            return None if wave is None else Wave.from_plain(wave), asked, began, belief, follows
-    what = "a wave, seconds, a count and a flag"
+) -> tuple[Wave | None, float | None, float | None, int, bool, bool]:
+    if isinstance(plain, list) and len(plain) == 5:
+        wave, began, belief, follows, overtook = plain
+        if (
+            (began is None or is_number(began))
+            and is_count(belief)
+            and isinstance(follows, bool)
+            and isinstance(overtook, bool)
+        ):
+            return None if wave is None else Wave.from_plain(wave), asked, began, belief, follows, overtook
+    what = "a wave, seconds, a count and two flags"
     raise CallerError(f"cost_aligned: backlogs[{name!r}] of its state: {what}, got {show(plain)}")
 
 

@@ -125,14 +125,16 @@ class CostAligned:
         return evolve(composition, memory=plain)
 
     def _compose(self, view: LaneView, memory: Memory) -> Composition:
-        lane, wave = memory.lane(view.lane.id), memory.backlog("pool").wave
-        turn = lane.turn
-        if turn is None and not lane.returning and (wave is None or view.role.prefills):
+        lane, pool = memory.lane(view.lane.id), memory.backlog("pool")
+        turn, wave = lane.turn, pool.wave
+        plain = wave is None and not (memory.overtook and view.pool.again())
+        if turn is None and not lane.returning and (plain or view.role.prefills):
             return self._plain.compose(view)
         rank = view.ranks[0]
         parks = turn.strays(rank.batch, view.step) if turn is not None else []
         seats = view.lane.max_members - len(rank.batch) + len(parks) - len(view.joining)
-        keeps = self.grows(view) * (len(rank.batch) + len(view.resident) + view.leaving)
+        grouped = turn is not None or lane.returning or pool.grouped
+        keeps = self.grows(view) * (len(rank.batch) + len(view.resident) + view.leaving) if grouped else 0
         waiting = self._waiting(view, wave)
         if turn is not None:
             waiting = (request for request in waiting if turn.holds(view.pool.length(request)))
@@ -153,10 +155,15 @@ class CostAligned:
 
     @staticmethod
     def _waiting(view: LaneView, wave: Wave | None) -> Iterator[RequestId]:
-        """Who might join: from this device, longest out first, then from elsewhere, in order, while seats last."""
-        here = frozenset(view.resident)
+        """Who might join: from this device, longest out first, then from elsewhere, in order, while seats last.
+
+        Before the others goes who was preempted: one that had begun before its time would start over behind all that it
+        overtook.
+        """
+        here, again = frozenset(view.resident), dict.fromkeys(view.pool.again())
         others: Iterable[RequestId] = view.pool.by_order() if wave is None else wave.pooled(view.pool)
-        elsewhere = (request for request in islice(others, len(here) + LOOK) if request not in here)
+        fresh = (request for request in islice(others, len(here) + len(again) + LOOK) if request not in again)
+        elsewhere = (request for request in chain(again, fresh) if request not in here)
         residents = len(view.ranks[0].batch) + len(here) + view.leaving + len(view.joining)
         seats = view.lane.max_members - residents
         return chain(view.resident, islice(elsewhere, max(0, seats)))

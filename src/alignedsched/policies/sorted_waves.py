@@ -39,7 +39,7 @@ class Wave:
 
         Amortised O(1); O(n log n) in what queues when a wave begins.
         """
-        left = self._left(queue)
+        left = self.left(queue)
         return left if left.ids else Wave(_ascending(queue.lengths(), expects))
 
     def anew(self, queue: QueueReader, expects: Expects) -> Wave:
@@ -49,10 +49,11 @@ class Wave:
 
     def of_pool(self, pool: PoolReader) -> Wave:
         """The same over prefilled requests. Amortised O(1); O(n) when a wave begins."""
-        left = self._left(pool)
+        left = self.left(pool)
         return left if left.ids else Wave(list(pool.by_length()))
 
-    def _left(self, where: QueueReader | PoolReader) -> Wave:
+    def left(self, where: QueueReader | PoolReader) -> Wave:
+        """Who of the wave is still there; an empty wave where nobody is. Amortised O(1)."""
         ids, at = self.ids, self.at
         while at < len(ids) and ids[at] not in where:
             at += 1

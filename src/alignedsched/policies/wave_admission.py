@@ -7,6 +7,7 @@ left some room to grow, so that grouping causes no preemptions that plain batchi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Protocol
 
 from attrs import field, frozen
@@ -54,8 +55,14 @@ class WaveAdmission(OrderedAdmission):
         return memory.backlog("queue").wave is not None or memory.lane(view.lane.id).turn is not None
 
     def _in_turn(self, view: LaneView) -> Iterable[Waiting]:
-        wave = self.batching.memory.backlog("queue").wave
-        return view.queue if wave is None else wave.in_turn(view)
+        backlog, queue = self.batching.memory.backlog("queue"), view.queue
+        if backlog.wave is not None:
+            return backlog.wave.in_turn(view)
+        again = queue.again() if backlog.overtook else ()
+        if not again:
+            return queue
+        # Who was preempted and had begun before its time would start over behind all that it overtook.
+        return chain(map(queue.get, again), (waiting for waiting in queue if waiting.request.id not in again))
 
     def _budget(self, view: LaneView) -> int:
         """In rounds everybody decodes in one of several steps only, so each step brings only that share of prefill.

@@ -228,7 +228,8 @@ class Filling:
                 raise MisfitError(f"request {one.id!r:.80} is live twice")
             books.live[one.id] = one
             if one.state is RequestState.POOLED:
-                books.pool.add(one.id, one.context_length, one.order, books.layout.blocks(one.context_length))
+                length, again = one.context_length, one.preemptions > 0
+                books.pool.add(one.id, length, one.order, books.layout.blocks(length), again)
         for name, (book, state, ranks) in self._lanes.items():
             lane = books.lanes[name]
             _BOOK.fill(lane, book)

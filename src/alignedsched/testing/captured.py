@@ -35,7 +35,7 @@ class Captured:
     ranks: tuple[RankValues, ...]
     queue: tuple[Waiting, ...]
     again: tuple[RequestId, ...]  # those of them that were preempted, longest here first
-    pool: tuple[tuple[RequestId, int, int, int], ...]  # (id, context length, order, blocks), by arrival
+    pool: tuple[tuple[RequestId, int, int, int, bool], ...]  # (id, length, order, blocks, again), by arrival
     pool_by_length: tuple[RequestId, ...]
     prefilling: tuple[Prefill, ...]
     expected: tuple[RequestId, ...]
@@ -63,7 +63,7 @@ class Captured:
             )
             for rank in view.ranks
         )
-        by_order = tuple(pool.by_order())
+        by_order, anew = tuple(pool.by_order()), frozenset(pool.again())
         members = (member for rank in ranks for member, _ in rank.members)
         known = (*by_order, *view.expected, *view.candidates, *view.joining, *members)
         tiers = tuple(view.cluster.tiers)
@@ -73,7 +73,7 @@ class Captured:
             ranks,
             tuple(view.queue),
             view.queue.again(),
-            tuple((r, pool.length(r), pool.order(r), pool.blocks(r)) for r in by_order),
+            tuple((r, pool.length(r), pool.order(r), pool.blocks(r), r in anew) for r in by_order),
             tuple(pool.by_length()),
             tuple(view.prefilling),
             tuple(view.expected),
@@ -91,8 +91,8 @@ class Captured:
     def view(self, like: LaneView) -> LaneView:
         """The same view over plain values. ``like`` gives what never changes: lane, cluster, costs, caller's hook."""
         pool, queue = Pool(), Queue()
-        for request, length, order, blocks in self.pool:
-            pool.add(request, length, order, blocks)
+        for request, length, order, blocks, again in self.pool:
+            pool.add(request, length, order, blocks, again)
         places = {waiting.request.id: (place, waiting) for place, waiting in enumerate(self.queue)}
         for request in dict.fromkeys((*self.again, *places)):  # a queue tells the preempted in the order they came
             queue.add(places[request][1], places[request][0])

@@ -20,7 +20,7 @@ def composition_faults(proposed: object, shown: Captured) -> Iterator[str]:
     if not isinstance(proposed, Composition):
         yield f"compose returned {_kind(proposed)}, not a Composition"
         return
-    pool = {request for request, _, _, _ in shown.pool}
+    pool = {request for request, *_ in shown.pool}
     members = {member for rank in shown.ranks for member, _ in rank.members}
     claimed = {*shown.candidates, *shown.joining}
     yield from _known("joins", proposed.joins, pool | claimed | {*shown.expected})

@@ -50,6 +50,7 @@ class PoolReader:
 
     __slots__ = (
         "_pool",
+        "again",
         "blocks",
         "by_length",
         "by_order",
@@ -62,6 +63,7 @@ class PoolReader:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.again = pool.again
         self.blocks = pool.blocks
         self.length = pool.length
         self.order = pool.order
