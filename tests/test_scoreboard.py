@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 
 from alignedsched.errors import ConfigError
+from alignedsched.policies.protocols import Composition
 from alignedsched.registry import policy
+from alignedsched.sim.run import run
+from alignedsched.views import LaneView
 from benchmarks import board_cells, board_runs, scoreboard
 from benchmarks.board_cells import SEEDS, Cell, design, requests_of
 from benchmarks.board_merge import half_width, merge, settled, updated
 from benchmarks.board_runs import EVEN, POLICIES, arrange, available, place_of, run_cell
 from benchmarks.board_targets import MEET, MISS, UNSETTLED, WIDE, checks
+from benchmarks.round_robin import InTurn, round_robin
 from benchmarks.scoreboard_page import listed_checks, text_of, write_page
 
 pytest.importorskip("scipy", reason="the scoreboard's bound needs scipy")
@@ -181,10 +185,24 @@ def test_a_policy_that_fails_is_a_row_and_the_others_go_on(monkeypatch: pytest.M
     assert scoreboard.Job(cell, 0, ("fcfs",), 20, NOWHERE, 0.0).rows() == []  # its time is over
 
 
-def test_round_robin_takes_ranks_in_turn_and_serves_everybody() -> None:
-    row = run_cell(Cell("8B", "lockstep", "pool", "bimodal", "offline"), 0, "round_robin", 80, NOWHERE)
-    assert row["unserved"] == 0
-    assert row["preemptions"] == 0
+@pytest.mark.parametrize("topology", ["pool", "colocated"])
+def test_round_robin_takes_ranks_in_turn_and_serves_everybody(topology: str) -> None:
+    """A request is a member of the rank of its turn, and of no other; once it was any rank with seats."""
+    seen: set[tuple[int, int]] = set()  # arrival numbers, and ranks of which they were members
+
+    class Seen(InTurn):
+        def compose(self, view: LaneView) -> Composition:
+            for rank in view.ranks if view.role.decodes else ():
+                seen.update((view.entry(member).order, rank.rank) for member in rank.batch)
+            return super().compose(view)
+
+    cell = Cell("8B", "lockstep", topology, "bimodal", "offline")
+    place, requests = place_of(cell), requests_of(cell, 0, 80, NOWHERE)
+    watched = attrs.evolve(round_robin(), batching=Seen())
+    result = run(requests, place.built.cluster, place.costs, watched, published=place.published)
+    assert result.figures["requests"]["finished"] == 80
+    assert {rank for _, rank in seen} == set(range(8))
+    assert all(order % 8 == rank for order, rank in seen)
 
 
 def test_ratios_are_paired_by_seed_and_carry_students_half_width() -> None:
