@@ -3,11 +3,12 @@
     python -m benchmarks.sitting [--runs 100000] [--jobs 2] [--out benchmarks/results/sitting.json]
 
 A run has 12, 24 or 50 requests, some of them far longer than the others, at any rate, on one lane or on a device each
-for prefill and decode, with any room, seats and length of turns, on a surface on which requests sit out; every request
-has to end. Measured is the time from leaving a batch unfinished to being a member of one again (or to the end of the
-request), for those who sat out in their device, and apart from it for those who were preempted for want of blocks: the
-bound is on the former. With ``--out`` the file is brought up to date every 1,000 runs, and a later call goes on from
-there while the library's sources are the same.
+for prefill and decode, with any room, seats and length of turns, on a surface on which requests sit out; every fifth
+hundred has few seats for much room, so that more sit out than run. Every request has to end. Measured is the time from
+leaving a batch unfinished to being a member of one again (or to the end of the request), for those who sat out in their
+device, and apart from it for those who were preempted for want of blocks: the bound is on the former. With ``--out``
+the file is brought up to date every 1,000 runs, and a later call goes on from there while the library's sources are
+the same.
 """
 
 from __future__ import annotations
@@ -128,7 +129,9 @@ class Sitting:
             self._stays[request] = (since, produced)
 
 
-def lived(seed: int, surface: str, wait_s: float | None, n: int = 50, long_share: float = 0.15) -> Sitting:
+def lived(
+    seed: int, surface: str, wait_s: float | None, n: int = 50, long_share: float = 0.15, deep: float = 4.0
+) -> Sitting:
     """One random run: any room, rate and cut of the cluster."""
     rng = Random(seed)
     blocks = rng.randint(90, 400)
@@ -137,10 +140,23 @@ def lived(seed: int, surface: str, wait_s: float | None, n: int = 50, long_share
     )
     load = random_workload(seed, n, rng.choice((400, 1200)), rng.choice((3.0, 30.0, 1e6)), long_share)
     load, _ = load.clamped(16 * (blocks - 1))  # who does not fit even alone would fail
-    policy = cost_aligned(
-        wait_s=wait_s, rounds=RoundSettings(round_s=rng.choice((0.05, 1.0, 20.0)), most=rng.choice((8, 64, 512)))
-    )
+    rounds = RoundSettings(round_s=rng.choice((0.05, 1.0, 20.0)), most=rng.choice((8, 64, 512)), deep=deep)
+    policy = cost_aligned(wait_s=wait_s, rounds=rounds)
     return watched(load, cluster, SURFACES[surface], policy)
+
+
+def crowded(seed: int, surface: str, wait_s: float | None) -> tuple[Sitting, int]:
+    """One random run with few seats and much room on the device that decodes, and how many requests it has."""
+    rng = Random(seed)
+    blocks = rng.randint(200, 1500)
+    cluster = small_cluster(blocks, seats=rng.choice((1, 2, 4, 8, 16)), tokens=rng.choice((64, 512)), apart=True)
+    n = rng.choice((12, 24, 50))
+    load = random_workload(seed, n, rng.choice((60, 400, 1200)), rng.choice((3.0, 30.0, 1e6)), rng.choice((0.15, 0.4)))
+    load, _ = load.clamped(16 * (blocks - 1))
+    rounds = RoundSettings(
+        round_s=rng.choice((0.05, 1.0, 20.0)), most=rng.choice((8, 64, 512)), deep=rng.choice((2.0, 4.0, 8.0))
+    )
+    return watched(load, cluster, SURFACES[surface], cost_aligned(wait_s=wait_s, rounds=rounds)), n
 
 
 def watched(load: Workload, cluster: Cluster, costs: Costs, policy: Policy) -> Sitting:
@@ -156,9 +172,12 @@ def watched(load: Workload, cluster: Cluster, costs: Costs, policy: Policy) -> S
 
 def one(seed: int) -> Sitting:
     """The run of this seed. Raises AssertionError if a request did not end or sat out for too long."""
-    n = (12, 12, 12, 12, 12, 12, 24, 24, 24, 50)[seed % 10]
-    surface = ("gated", "padded", "gated", "padded", "unsplit, mild" if seed % 2 else "unsplit")[seed // 10 % 5]
-    sitting = lived(seed, surface, WAIT_S, n, (0.15, 0.4)[seed // 50 % 2])
+    if seed // 100 % 5 == 1:
+        sitting, n = crowded(seed, ("gated", "padded")[seed % 2], WAIT_S)
+    else:
+        n = (12, 12, 12, 12, 12, 12, 24, 24, 24, 50)[seed % 10]
+        surface = ("gated", "padded", "gated", "padded", "unsplit, mild" if seed % 2 else "unsplit")[seed // 10 % 5]
+        sitting = lived(seed, surface, WAIT_S, n, (0.15, 0.4)[seed // 50 % 2])
     assert sitting.ends["finished"] == n, f"not all ended: {sitting.ends}"
     assert sitting.longest <= WAIT_S, f"somebody sat out for {sitting.longest:.3f} s of {WAIT_S}"
     return sitting

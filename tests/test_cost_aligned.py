@@ -184,7 +184,7 @@ def test_nobody_who_has_begun_sits_out_for_longer_than_allowed(seed: int, surfac
 
 def test_a_turn_whose_steps_are_slower_than_foreseen_ends_in_time() -> None:
     """Nothing else happens during the turn: nobody would look before it is over, had the policy not asked for it."""
-    assert 0.4 * WAIT_S < one(1592).longest <= WAIT_S
+    assert 0.4 * WAIT_S < lived(1592, "unsplit", WAIT_S, 12, 0.4, deep=1.0).longest <= WAIT_S
 
 
 def test_a_turn_of_a_fast_group_is_over_when_it_should_be() -> None:

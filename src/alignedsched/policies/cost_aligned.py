@@ -99,7 +99,7 @@ class CostAligned:
         if view.role.decodes:
             lane = self._look(view, costs, memory.lane(view.lane.id), memory.waves)
             memory = memory.with_lane(view.lane.id, lane)
-            composition = self._compose(view, memory)
+            composition = self._compose(view, memory, lane is not self.memory.lane(view.lane.id))
             if lane.turn is None and lane.looked is not None and self._uneven(view, costs, composition.joins):
                 composition = evolve(composition, look_at=max(view.now, lane.looked) + self.rounds.round_s)
         return self._remembering(composition, memory)
@@ -124,18 +124,18 @@ class CostAligned:
         self._proposed = (plain, memory)
         return evolve(composition, memory=plain)
 
-    def _compose(self, view: LaneView, memory: Memory) -> Composition:
+    def _compose(self, view: LaneView, memory: Memory, fresh: bool) -> Composition:
         lane, pool = memory.lane(view.lane.id), memory.backlog("pool")
         turn, wave = lane.turn, pool.wave
         plain = wave is None and not (memory.overtook and view.pool.again())
         if turn is None and not lane.returning and (plain or view.role.prefills):
             return self._plain.compose(view)
         rank = view.ranks[0]
-        parks = turn.strays(rank.batch, view.step) if turn is not None else []
+        parks = self._parks(view, turn, fresh) if turn is not None else []
         seats = view.lane.max_members - len(rank.batch) + len(parks) - len(view.joining)
         grouped = turn is not None or lane.returning or pool.grouped
         keeps = self.grows(view) * (len(rank.batch) + len(view.resident) + view.leaving) if grouped else 0
-        waiting = self._waiting(view, wave)
+        waiting = self._waiting(view, wave, turn)
         if turn is not None:
             waiting = (request for request in waiting if turn.holds(view.pool.length(request)))
         return Composition(
@@ -154,7 +154,20 @@ class CostAligned:
         return min(turn.wake_at(view.step, view.now), overdue)
 
     @staticmethod
-    def _waiting(view: LaneView, wave: Wave | None) -> Iterator[RequestId]:
+    def _parks(view: LaneView, turn: Turn, fresh: bool) -> list[RequestId]:
+        """Members whose turn it is not; at first, where its group has more than seats, some who ran before, too."""
+        batch, seats = view.ranks[0].batch, view.lane.max_members
+        parks = turn.strays(batch, view.step)
+        if not fresh or len(batch) + len(view.resident) <= seats:
+            return parks
+        due = sum(1 for request in view.resident if turn.holds(view.pool.length(request)))
+        over = len(batch) - len(parks) + min(due, seats) - seats
+        if over <= 0:
+            return parks
+        gone = frozenset(parks)
+        return [*parks, *islice((member for member in batch if member not in gone), over)]
+
+    def _waiting(self, view: LaneView, wave: Wave | None, turn: Turn | None) -> Iterator[RequestId]:
         """Who might join: from this device, longest out first, then from elsewhere, in order, while seats last.
 
         Before the others goes who was preempted: one that had begun before its time would start over behind all that it
@@ -166,6 +179,9 @@ class CostAligned:
         elsewhere = (request for request in chain(again, fresh) if request not in here)
         residents = len(view.ranks[0].batch) + len(here) + view.leaving + len(view.joining)
         seats = view.lane.max_members - residents
+        if not view.role.prefills:  # who sits out on one that prefills, too, keeps its seat
+            share = (len(view.pool) - len(here)) // max(1, len(view.loads))
+            seats = max(seats, min(self.rounds.residents(view.lane.max_members, turn) - residents, share))
         return chain(view.resident, islice(elsewhere, max(0, seats)))
 
     def victims(self, view: LaneView, rank: int, blocks: int) -> Iterator[tuple[RequestId, Sacrifice]]:
@@ -191,6 +207,7 @@ class CostAligned:
         """Whose turn it is now."""
         turn, now, batch, pool = lane.turn, view.now, view.ranks[0].batch, view.pool
         urgent = self._urgent(view, turn) if turn is not None else None
+        seats = view.lane.max_members
         if turn is None:
             if lane.returning and not view.resident and not view.leaving:
                 return LaneMemory(None, lane.looked)
@@ -198,15 +215,39 @@ class CostAligned:
                 return lane
         elif view.step < turn.until and len(batch) and (urgent is None or turn.holds(urgent)):
             return lane
+        elif view.leaving and len(batch) + len(view.resident) + view.leaving > seats:
+            return lane  # whoever is leaving is in the next group or not: it is told in a step or two
         lengths = sorted([*(batch.context_length(member) for member in batch), *map(pool.length, view.resident)])
         curious = self._fit is not None and self._fit.curious
         last = None if turn is not None and turn.sets_aside else turn
-        after = next_turn(costs, lengths, last, view.step, now, self.rounds, urgent, curious)
+        must = turn is not None and len(lengths) > seats and not view.role.prefills
+        deep = lengths if must else self._with_pooled(view, costs, lengths)
+        after = next_turn(costs, deep, last, view.step, now, self.rounds, urgent, curious, seats, must)
+        if after is None and deep is not lengths:
+            after = next_turn(costs, lengths, last, view.step, now, self.rounds, urgent, curious, seats)
         if after is None and waves and lengths:
             after = self._without_the_longest(view, costs, lengths, urgent is not None)
-        if after is not None and len(lengths) * _growth(view, after) > view.ranks[0].free:
+        if after is not None and not must and len(lengths) * _growth(view, after) > view.ranks[0].free:
             after = None  # whoever sits out must find a block when its turn comes
         return LaneMemory(after, now, after is None and (turn is not None or lane.returning))
+
+    def _with_pooled(self, view: LaneView, costs: Costs, lengths: Sequence[int]) -> Sequence[int]:
+        """The residents' lengths, more than once where so many others are pooled that there may be more than seats.
+
+        Who would come is taken to be like who is there, and is there for the room that its like has and is kept. Where
+        only the longest counts (``unsplit``) waves and setting aside gain as much, and nobody pauses for it.
+        """
+        seats, there = view.lane.max_members, len(lengths)
+        if view.role.prefills or not there or self.rounds.tpot_target_s is not None or costs.surface == "unsplit":
+            return lengths
+        rank, others = view.ranks[0], (len(view.pool) - len(view.resident)) // max(1, len(view.loads))
+        spare = rank.free - self.grows(view) * there
+        each = (rank.capacity - rank.free) / there + self.grows(view)
+        more = there + min(others, int(spare / each))
+        most = min(more, int(self.rounds.deep * seats))
+        if most <= seats:
+            return lengths
+        return sorted(lengths[at * there // most] for at in range(most))
 
     def _without_the_longest(self, view: LaneView, costs: Costs, lengths: Sequence[int], overdue: bool) -> Turn | None:
         """The turn of all but those who are far too long for the wave, if half as long ones are still to come."""

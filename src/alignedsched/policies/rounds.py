@@ -42,7 +42,10 @@ class RoundSettings:
     enough to pay for switching, short against what a reader notices; a turn has ``least`` to ``most`` steps.
     ``wait_s``: the longest that anybody who has begun sits out (``None``: no bound). ``tpot_target_s``: where a common
     step takes no longer than that, nobody sits out for longer than ``WAITS_A_TARGET`` times it; where it takes longer,
-    the target is missed without rounds, and with them everybody's tokens come faster.
+    the target is missed without rounds, and with them everybody's tokens come faster. ``deep``: in rounds a lane that
+    only decodes holds up to so many times the requests that it has seats for (but not with a target), each group with
+    all the seats, where that saves a share of ``deep_saving``: who shares with more of them waits longer for its last
+    token, unless all are faster for it.
     """
 
     bubble: float = field(default=0.1, validator=number(0.0, 1.0))
@@ -52,6 +55,12 @@ class RoundSettings:
     tpot_target_s: float | None = field(default=None, validator=number(0.0, none=True))
     least: int = field(default=4, validator=whole(1))
     most: int = field(default=64, validator=whole(1))
+    deep: float = field(default=4.0, validator=number(1.0))
+    deep_saving: float = field(default=0.15, validator=number(0.0, 1.0))
+
+    def residents(self, seats: int, turn: Turn | None) -> int:
+        """Requests that a lane with so many seats, which only decodes, may hold."""
+        return int(self.deep * seats) if turn is not None and turn.deep and self.tpot_target_s is None else seats
 
     def longest_wait(self, together: float = 0.0) -> float:
         """Seconds that nobody sits out longer than, where a common step takes so many."""
@@ -68,7 +77,7 @@ class Turn:
     began that the turn is part of, and ``groups`` is how many groups there are (1: nearly all run, as a probe without
     the shortest, or because the longest are set aside). ``probe_at``: the first step at which a probe may begin.
     ``wait``: the longest that anybody may sit out (seconds). ``sets_aside``: it is no part of a round: who is far too
-    long sits out, or has come back for a few steps.
+    long sits out, or has come back for a few steps. ``deep``: to hold more requests than there are seats for pays.
     """
 
     low: int
@@ -82,6 +91,7 @@ class Turn:
     probe_at: int
     wait: float = math.inf
     sets_aside: bool = False
+    deep: bool = False
 
     def holds(self, length: int) -> bool:
         """Whether a request that does not run belongs to the group."""
@@ -108,30 +118,31 @@ class Turn:
         wait = None if math.isinf(self.wait) else self.wait
         return [
             self.low, self.high, self.first, self.until, self.round_step, self.groups, self.probe_at,
-            self.round_at, self.pace, wait, self.sets_aside,
+            self.round_at, self.pace, wait, self.sets_aside, self.deep,
         ]  # fmt: skip
 
     @staticmethod
     def from_plain(plain: PlainData) -> Turn:
-        """Raises CallerError for anything but seven integers, three numbers (the last of them may be None), a flag."""
-        if not isinstance(plain, list) or len(plain) != 11 or not all(map(is_number, plain[7:9])):
-            raise CallerError(f"a turn is seven integers, three numbers and a flag, got {show(plain)}")
-        low, high, first, until, step, groups, probe, at, pace, wait, aside = plain
+        """Raises CallerError for anything but seven integers, three numbers (the last may be None) and two flags."""
+        if not isinstance(plain, list) or len(plain) != 12 or not all(map(is_number, plain[7:9])):
+            raise CallerError(f"a turn is seven integers, three numbers and two flags, got {show(plain)}")
+        low, high, first, until, step, groups, probe, at, pace, wait, aside, deep = plain
         if not all(map(is_count, (low, high, first, until, step, groups, probe))) or not groups:
             raise CallerError(f"a turn begins with seven integers, the sixth of them above 0, got {show(plain)}")
-        if not (wait is None or is_number(wait)) or not isinstance(aside, bool):
-            raise CallerError(f"a turn ends with seconds or None, and a flag, got {show(plain)}")
+        if not (wait is None or is_number(wait)) or not (isinstance(aside, bool) and isinstance(deep, bool)):
+            raise CallerError(f"a turn ends with seconds or None, and two flags, got {show(plain)}")
         longest = math.inf if wait is None else float(wait)
-        return Turn(low, high, first, until, step, float(at), float(pace), groups, probe, longest, aside)  # type: ignore[arg-type]
+        return Turn(low, high, first, until, step, float(at), float(pace), groups, probe, longest, aside, deep)  # type: ignore[arg-type]
 
 
 @frozen
 class Partition:
-    """Groups by length: ``edges`` between them, a round's seconds, and one step's if all ran together."""
+    """Groups by length: ``edges`` between them, a round's seconds, what running together would take, and if it pays."""
 
     edges: tuple[int, ...]
     seconds: float
     together: float
+    pays: bool = True
 
 
 @define(eq=False)
@@ -141,16 +152,24 @@ class _Programme:
     costs: Costs
     lengths: Sequence[int]
     sums: Sequence[int]
+    seats: int
 
     def group(self, low: int, high: int) -> float:
-        load = Load(high - low, self.sums[high] - self.sums[low], self.lengths[high - 1])
-        return self.costs.step_seconds(load)
+        """Seconds for a token each."""
+        n, total, longest = high - low, self.sums[high] - self.sums[low], self.lengths[high - 1]
+        if n <= self.seats:
+            return self.costs.step_seconds(Load(n, total, longest))
+        return n / self.seats * self.costs.step_seconds(Load(self.seats, total * self.seats // n, longest))
 
     def best(self, cuts: Sequence[int]) -> tuple[float, list[int]]:
-        """The least seconds of a round and the cuts inside it. O(classes²) prices."""
+        """The least seconds of a round and the cuts inside it; what is not cut may be more than there are seats for.
+
+        O(classes²) prices.
+        """
         least, back = [0.0], [0]
         for j in range(1, len(cuts)):
-            seconds, start = min((least[i] + self.group(cuts[i], cuts[j]), -i) for i in range(j))
+            fitting = (i for i in range(j) if i == j - 1 or cuts[j] - cuts[i] <= self.seats)
+            seconds, start = min((least[i] + self.group(cuts[i], cuts[j]), -i) for i in fitting)
             least.append(seconds)
             back.append(-start)
         inside = []
@@ -161,27 +180,40 @@ class _Programme:
         return least[-1], inside[::-1]
 
 
-def partition(costs: Costs, lengths: Sequence[int], settings: RoundSettings) -> Partition | None:
+def partition(
+    costs: Costs, lengths: Sequence[int], settings: RoundSettings, seats: int = ANY, must: bool = False
+) -> Partition | None:
     """The best groups of members of these ascending context lengths; None where running all together is good enough.
+
+    No group has more than ``seats`` (but of one length). Where members are more than that, running together means in
+    as many steps as it takes, each with members of all lengths. ``must``: groups there have to be.
 
     One price where imbalance costs little; else O(classes²) prices, at most a few hundred.
     """
     if len(lengths) < 2:
         return None
-    total = sum(lengths)
-    together = costs.step_seconds(Load(len(lengths), total, lengths[-1]))
-    even = costs.balanced_seconds(Load(len(lengths), total, lengths[-1]))
-    if together - even <= settings.bubble * together:
+    load = _mixed(lengths, seats)
+    times = len(lengths) / load.n
+    together = times * costs.step_seconds(load)
+    if not must and together - times * costs.balanced_seconds(load) <= settings.bubble * together:
         return None
+    widest = max(1, seats // 4) if len(lengths) > seats else ANY  # members between two cuts, so that groups can be full
     cuts = [0]
-    for index in range(1, len(lengths)):
-        if length_class(lengths[index]) != length_class(lengths[index - 1]):
+    for index, (shorter, longer) in enumerate(pairwise(lengths), 1):
+        if length_class(longer) != length_class(shorter) or (shorter < longer and index - cuts[-1] >= widest):
             cuts.append(index)
     cuts.append(len(lengths))
-    seconds, inside = _Programme(costs, lengths, [0, *accumulate(lengths)]).best(cuts)
-    if not inside or seconds > (1.0 - settings.saving) * together:
-        return None
-    return Partition(tuple(lengths[index] for index in inside), seconds, together)
+    seconds, inside = _Programme(costs, lengths, [0, *accumulate(lengths)], seats).best(cuts)
+    saving = settings.deep_saving if len(lengths) > seats else settings.saving
+    pays = bool(inside) and seconds <= (1.0 - saving) * together
+    return Partition(tuple(lengths[index] for index in inside), seconds, together, pays) if pays or must else None
+
+
+def _mixed(lengths: Sequence[int], seats: int) -> Load:
+    """A step of as many of them as there are seats for, of all lengths, the longest with them."""
+    n = min(len(lengths), seats)
+    members = lengths if n == len(lengths) else [lengths[(at + 1) * len(lengths) // n - 1] for at in range(n)]
+    return Load(n, sum(members), members[-1])
 
 
 def next_turn(
@@ -193,6 +225,8 @@ def next_turn(
     settings: RoundSettings,
     urgent: int | None = None,
     curious: bool = False,
+    seats: int = ANY,
+    must: bool = False,
 ) -> Turn | None:
     """The turn of the next longer group after ``last`` (or of the shortest); None if all should run together.
 
@@ -200,22 +234,28 @@ def next_turn(
     one who has waited too long, it is that one's group's turn. All run together, too, where even the shortest round
     would keep somebody waiting for more than half of the longest wait. ``curious``: before the next round all but the
     shortest should run together for a few steps, to see what that costs. At most one of ``PROBE_EVERY`` steps is spent
-    so.
+    so. No group has more than ``seats``; ``must``: all cannot run together, so there is a turn whatever it costs.
     """
-    groups = partition(costs, lengths, settings)
+    groups = partition(costs, lengths, settings, seats, must)
     if groups is None:
         return None
     edges = (1, *groups.edges, ANY)
     wait = settings.longest_wait(groups.together)
+    # Only where a round is well within the longest wait, so that no group waits for too long.
+    deep = len(lengths) > seats and groups.pays and 16 * settings.least * groups.seconds <= wait
+    if len(lengths) > seats and not deep and not must:
+        return None
     opens = last is None or last.high >= ANY
     probe_at = _probe_at(last, step)
     if curious and opens and step >= probe_at:
         # It may be as fast as if balanced. The shortest sit out: a lane where nobody waits is not asked again.
-        pace = costs.balanced_seconds(Load(len(lengths), sum(lengths), lengths[-1]))
+        pace = costs.balanced_seconds(_mixed(lengths, seats))
         return Turn(lengths[0] + 1, ANY, step, step + PROBE_STEPS, step, now, pace, 1, probe_at, wait)
-    steps = _steps(groups, last, step, now, wait, settings) if last is None or opens else last.until - last.first
+    steps = _steps(groups, last, step, now, wait, settings, must) if last is None or opens else last.until - last.first
     if steps is None:
         return None
+    if len(lengths) > seats:  # however many groups there have come to be, and whoever finds no seat in its group's turn
+        steps = max(1, int(min(steps, wait / (4 * groups.seconds))))
     begun = (step, now) if last is None or opens else (last.round_step, last.round_at)
     after = urgent if urgent is not None else 1 if last is None or opens else last.high
     spans = [span for span in pairwise(edges) if span[1] > after]
@@ -223,8 +263,8 @@ def next_turn(
         first, end = bisect_left(lengths, low), bisect_left(lengths, high)
         if first < end:
             members = lengths[first:end]
-            pace = costs.step_seconds(Load(len(members), sum(members), members[-1]))
-            return Turn(low, high, step, step + steps, *begun, pace, len(edges) - 1, probe_at, wait)
+            pace = costs.step_seconds(_mixed(members, seats))
+            return Turn(low, high, step, step + steps, *begun, pace, len(edges) - 1, probe_at, wait, deep=deep)
     return None
 
 
@@ -236,9 +276,11 @@ def _probe_at(last: Turn | None, step: int) -> int:
 
 
 def _steps(
-    groups: Partition, last: Turn | None, step: int, now: float, wait: float, settings: RoundSettings
+    groups: Partition, last: Turn | None, step: int, now: float, wait: float, settings: RoundSettings, must: bool
 ) -> int | None:
     """Steps for each turn of a new round: as many as fit in ``round_s``; None if somebody would wait for too long.
+
+    Fewer than the least there ``must`` be a round.
 
     At the pace foreseen, or, where prefill slows the lane, at the pace of the last round.
     """
@@ -247,5 +289,5 @@ def _steps(
     if last is not None and step > last.round_step:
         pace = max(pace, (now - last.round_at) / (step - last.round_step))
     if settings.least * turns * pace > wait / 2:
-        return None
+        return max(1, int(wait / (2 * turns * pace))) if must else None
     return max(settings.least, min(settings.most, int(settings.round_s / (turns * pace))))
