@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from alignedsched.cluster import Role
 from alignedsched.costs import AffineCosts, Costs
+from alignedsched.policies.aligned_memory import LaneMemory, Memory
 from alignedsched.policies.cost_aligned import CostAligned, cost_aligned
 from alignedsched.policies.fcfs import fcfs
 from alignedsched.policies.rounds import ANY, RoundSettings, Turn, next_turn, partition
 from alignedsched.sim.build import build
 from alignedsched.sim.run import RunResult, run
 from alignedsched.views import from_columns
+from alignedsched.views.columns import ColumnView
 from alignedsched.workloads import workload
 from benchmarks.sitting import WAIT_S, crowded
 
@@ -89,6 +91,22 @@ def test_nobody_sits_out_for_too_long_where_more_sit_out_than_run(seed: int) -> 
     sitting, n = crowded(seed, ("gated", "padded")[seed % 2], WAIT_S)
     assert sitting.ends["finished"] == n
     assert sitting.longest <= WAIT_S
+
+
+@pytest.mark.parametrize("leaving", [0, 3])
+def test_groups_are_not_made_without_those_who_are_about_to_leave(leaving: int) -> None:
+    """Their lengths are not told until they have left: the next turn's group had them, and no seats for them."""
+    policy = cost_aligned(costs=PADDED, refit=False)
+    lane = LaneMemory(evolve(TURN, until=11), 0.0)
+    policy.batching.load(Memory(lanes={"lane": lane}).plain())
+    view = from_columns(
+        now=5.0, running=["a", "b", "c"], running_lengths=[100, 110, 4000], pooled=["d", "e"],
+        pooled_lengths=[105, 5000], free_blocks=5000, capacity_blocks=9000, role=Role.DECODE, max_members=4, step=30,
+    )  # fmt: skip
+    assert isinstance(view, ColumnView)
+    composition = policy.batching.compose(evolve(view, leaving=leaving))
+    after = lane if composition.memory is None else Memory.from_plain(composition.memory).lane("lane")
+    assert (after == lane) == (leaving > 0)
 
 
 def served(policy_deep: float, surface: str, kind: str = "azure-conv") -> RunResult:
