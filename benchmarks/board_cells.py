@@ -227,8 +227,9 @@ def is_real(trace: str, folder: Path = TRACES) -> bool:
 def requests_of(cell: Cell, seed: int, n: int, folder: Path = TRACES) -> Workload:
     """The cell's ``n`` requests of one seed, at the trace's own pace, cut to the model's positions.
 
-    Real traces: offline ``n`` of its rows, each once as long as there are enough, in random order; online the window of
-    ``n`` rows (around the end, if need be) that begins at row ``seed · rows / SEEDS``.
+    Real traces: offline ``n`` of its rows, each once as long as there are enough, in random order; online a window of
+    ``n`` rows (around the end, if need be): those of the first ``SEEDS`` seeds begin as far apart as can be, those of
+    the next as many half way between them, then at the quarters, and so on.
     """
     rows = _rows(cell.trace, folder) if cell.trace in REAL else None
     if rows is not None:
@@ -247,8 +248,19 @@ def _drawn(rows: Workload, seed: int, n: int) -> Workload:
     return Workload(rows.name, np.zeros(n), rows.prompt_tokens[at], rows.output_tokens[at])
 
 
+def _between(level: int) -> float:
+    """0, 1/2, 1/4, 3/4, 1/8, ...: each half way in the widest gap left by those before."""
+    part, found = 0.5, 0.0
+    while level:
+        found += part * (level % 2)
+        level, part = level // 2, part / 2
+    return found
+
+
 def _window(rows: Workload, seed: int, n: int) -> Workload:
-    at = (seed * len(rows) // SEEDS + np.arange(n)) % len(rows)
+    level, place = divmod(seed, SEEDS)
+    begin = int((place + _between(level)) * len(rows) / SEEDS)
+    at = (begin + np.arange(n)) % len(rows)
     gaps = np.diff(rows.arrival_s, append=rows.arrival_s[-1] + 1.0 / rows.rate_per_s)
     arrival = np.concatenate(([0.0], np.cumsum(gaps[at[:-1]])))
     return Workload(rows.name, arrival, rows.prompt_tokens[at], rows.output_tokens[at])

@@ -25,7 +25,6 @@ from benchmarks.board_runs import EVEN
 Row = Mapping[str, Any]
 Runs = Mapping[str, dict[int, Row]]  # by policy, by seed
 LIMITS = {"throughput": 0.01, "e2e_p99": 0.03, "tpot_p99": 0.03, "tpot_decoding_p99": 0.03}
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 97.5 %, by number of seeds
 SPREADS = ("ttft", "tpot", "tpot_decoding", "e2e", "pool_wait", "e2e_long")
 PLAIN = ("throughput", "gap_p99", "gap_max", "slo_share", "goodput", "preemptions", "copied_gb", "staged_gb",
          "simulated_s", "wall_s")  # fmt: skip
@@ -51,9 +50,11 @@ def flat(row: Row) -> dict[str, float]:
 
 
 def half_width(values: list[float]) -> float | None:
-    """Of the 95 % interval of the mean; None for fewer than two values."""
+    """Of the 95 % interval of the mean; None for fewer than two values. Needs scipy."""
+    from scipy.special import stdtrit  # the pages are made without it
+
     count = len(values)
-    return None if count < 2 else STUDENT.get(count, 2.0) * stdev(values) / math.sqrt(count)
+    return None if count < 2 else float(stdtrit(count - 1, 0.975)) * stdev(values) / math.sqrt(count)
 
 
 def merge(rows: list[dict[str, Any]], about: Mapping[str, Any], traces: Path) -> dict[str, Any]:

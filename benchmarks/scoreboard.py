@@ -5,6 +5,7 @@
     python -m benchmarks.scoreboard --smoke                    a few cells, everything small, seconds
     python -m benchmarks.scoreboard --only '8B/gated/.*' --resume
     python -m benchmarks.scoreboard --policies cost_aligned --resume    its rows only
+    python -m benchmarks.scoreboard --only '70B/gated/pool/r1/0.9' --seeds 20 --update    more seeds for one cell
     python -m benchmarks.scoreboard --merge                    only write results and page from the rows that are there
     python -m benchmarks.scoreboard --policies 'fcfs|cost_aligned' --update    other policies' figures stay
 
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import json
 import multiprocessing
 import re
@@ -34,6 +34,7 @@ from attrs import frozen
 from benchmarks.board_cells import ROOT, SEEDS, TRACES, Cell, design, is_real
 from benchmarks.board_merge import merge, updated
 from benchmarks.board_runs import EVEN, POLICIES, available, run_cell
+from benchmarks.digest import code_digest
 from benchmarks.scoreboard_page import PAGE, write_page
 
 SCRATCH = ROOT / ".benchmarks" / "scoreboard"
@@ -145,14 +146,6 @@ def _settle() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-def code_digest() -> str:
-    """Which code made a row: the digest of the package's sources."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "src" / "alignedsched").rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def wanted_cells(options: argparse.Namespace) -> dict[Cell, tuple[str, ...]]:
     """Cells that match, with the policies that are there; says which are not."""
     cells = dict.fromkeys(SMOKE, ("fcfs", "density_first", "cost_aligned")) if options.smoke else design()
@@ -182,6 +175,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--update", action="store_true", help="keep results of what does not run, if fcfs is the same")
     parser.add_argument("--only", default="", metavar="REGEX", help="cells whose name it matches")
     parser.add_argument("--policies", default=".*", metavar="REGEX", help="policies whose name it matches, whole")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of each cell (default: %(default)s)")
     parser.add_argument("--requests", type=int, help="in place of a cell's own number of them; keep such rows apart")
     parser.add_argument("--traces", type=Path, default=TRACES)
     parser.add_argument("--scratch", type=Path, default=SCRATCH)
@@ -201,10 +195,10 @@ def main(argv: list[str] | None = None) -> int:
     if path.exists() and not options.resume and not options.merge:
         path.replace(path.with_suffix(".old"))  # hours of work are not deleted at a slip
     if not options.merge:
-        seeds, requests = (SMOKE_SEEDS, SMOKE_REQUESTS) if options.smoke else (SEEDS, options.requests)
+        seeds, requests = (SMOKE_SEEDS, SMOKE_REQUESTS) if options.smoke else (options.seeds, options.requests)
         until = began + 60 * options.minutes
         jobs = list(jobs_of(wanted_cells(options), read_rows(path), seeds, requests, options.traces, until))
-        code = code_digest()
+        code = code_digest()[:12]
         run_jobs(jobs, options.jobs, path)
         with (options.scratch / "codes.txt").open("a", encoding="utf-8") as codes:
             codes.write(f"{code}\n")

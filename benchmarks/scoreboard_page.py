@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.board_cells import BLOCKS, ONLINE_REQUESTS, ROOT, SURFACES, SYSTEMS, TRACE_NAMES, design
+from benchmarks.board_cells import BLOCKS, ONLINE_REQUESTS, ROOT, SEEDS, SURFACES, SYSTEMS, TRACE_NAMES, design
 from benchmarks.board_plots import draw
 from benchmarks.board_targets import MISS, OURS, UNSETTLED, VERDICTS, WIDE, Check, checks, name_of
 
@@ -32,10 +32,11 @@ python -m benchmarks.scoreboard --page       # this page from benchmarks/results
 **Read it with this in mind.** Everything here is a simulation over modelled costs (`docs/costs.md` says how close these
 are, `docs/fidelity.md` how close whole servers are). Claims about GPUs should use `gated`, the surface that was
 measured; `unsplit` and `padded` are limit cases. A ratio is over `fcfs` on the very same requests and arrivals: for
-throughput more is better, for latencies less. Means are over {seeds} seeds or windows; ± is half of a 95 % interval. A
-demand counts as met only where half-widths are within 1 % (throughput) and 3 % (p99) of it. Else the cell is "clear
-but wide" where the whole interval lies on the right side of the limit, and "not settled" where it does not. Why what is
-not met is not: [scoreboard-reasons.md](scoreboard-reasons.md).
+throughput more is better, for latencies less. Means are over {seeds} seeds or windows (or over more where that is said:
+in cells that {seeds} left open); ± is half of a 95 % interval. A demand counts as met only where half-widths are within
+1 % (throughput) and 3 % (p99) of it. Else the cell is "clear but wide" where the whole interval lies on the right side
+of the limit, and "not settled" where it does not. Why what is not met is not:
+[scoreboard-reasons.md](scoreboard-reasons.md).
 """
 
 CELLS = """\
@@ -250,7 +251,7 @@ def _triple(policy: Mapping[str, Any]) -> str:
         worse = value < 0.99 if name == "throughput" else value > 1.05
         text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
         shown.append(f"**{text}**" if worse else text)
-    return " / ".join(shown) + (f" ({policy['seeds']} seeds)" if policy["seeds"] < 5 else "")
+    return " / ".join(shown) + (f" ({policy['seeds']} seeds)" if policy["seeds"] != SEEDS else "")
 
 
 def _offline(board: Board, about_policy: str) -> str:

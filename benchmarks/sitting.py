@@ -7,14 +7,13 @@ for prefill and decode, with any room, seats and length of turns, on a surface o
 hundred has few seats for much room, so that more sit out than run. Every request has to end. Measured is the time from
 leaving a batch unfinished to being a member of one again (or to the end of the request), for those who sat out in their
 device, and apart from it for those who were preempted for want of blocks: the bound is on the former. With ``--out``
-the file is brought up to date every 1,000 runs, and a later call goes on from there while the library's sources are
-the same.
+the file is brought up to date every 1,000 runs, and a later call goes on from there while the library's code is the
+same.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import sys
@@ -40,6 +39,7 @@ from alignedsched.policies.rounds import RoundSettings
 from alignedsched.scheduler import Scheduler
 from alignedsched.sim.executor import SimulatedExecutor
 from alignedsched.workloads import Workload
+from benchmarks.digest import code_digest
 
 A_PART = 1000  # runs between two lines of progress
 WAIT_S = 3.0  # a step of these clusters takes up to half a second
@@ -183,22 +183,13 @@ def one(seed: int) -> Sitting:
     return sitting
 
 
-def sources() -> str:
-    """A digest of the library's sources."""
-    digest = hashlib.sha256()
-    root = Path(alignedsched.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
 def fresh() -> dict[str, Any]:
     versions = {
         "alignedsched": alignedsched.__version__, "python": platform.python_version(), "numpy": np.__version__,
     }  # fmt: skip
     return {
         "what": "random runs: the longest that anybody who has begun sat out, as a share of what is allowed",
-        "sources_sha256": sources(),
+        "code_sha256": code_digest(),
         "versions": versions,
         "first_seed": 0,
         "runs": 0,
@@ -256,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = fresh()
     if options.out is not None and options.out.exists():
         kept = json.loads(options.out.read_text())
-        found = kept if kept["sources_sha256"] == found["sources_sha256"] else found
+        found = kept if kept["code_sha256"] == found["code_sha256"] else found
     parts = [range(first, min(options.runs, first + A_PART)) for first in range(found["runs"], options.runs, A_PART)]
     with ProcessPoolExecutor(options.jobs) as processes:
         for more in processes.map(runs, parts):

@@ -144,6 +144,9 @@ def test_windows_of_a_real_trace_do_not_overlap_and_offline_draws_from_all_of_it
     firsts = {tuple(w.prompt_tokens[:50].tolist()) for w in windows}
     assert len(firsts) == SEEDS
     assert all((np.diff(w.arrival_s) >= 0).all() for w in windows)
+    more = [requests_of(online, seed, 1200, shared_traces) for seed in range(SEEDS, 3 * SEEDS)]
+    assert len(firsts | {tuple(w.prompt_tokens[:50].tolist()) for w in more}) == 3 * SEEDS
+    assert windows[0].prompt_tokens[1936:1946].tolist() == more[0].prompt_tokens[:10].tolist()  # half way to the next
     drawn = requests_of(offline, 0, 10_000, shared_traces)
     assert drawn.span_s == 0.0
     assert float(drawn.prompt_tokens.mean()) == pytest.approx(1155, rel=0.05)  # the trace's own mean
@@ -216,6 +219,7 @@ def test_ratios_are_paired_by_seed_and_carry_students_half_width() -> None:
     assert mean == pytest.approx(1.5)
     assert half == pytest.approx(2.776 * np.std(factors, ddof=1) / np.sqrt(5), rel=1e-3)
     assert half_width([1.0]) is None
+    assert half_width([1.0, 2.0] * 10) == pytest.approx(2.093 * np.std([1.0, 2.0] * 10, ddof=1) / np.sqrt(20), rel=1e-3)
     assert cell["b"] == pytest.approx(1.8)
     assert cell["policies"]["fcfs"]["bound_share"] == pytest.approx(0.5)
     assert cell["policies"]["cost_aligned"]["bound_share"] == pytest.approx(0.75)
