@@ -65,7 +65,7 @@ CONDITIONS = """\
 | b | throughput of `fcfs` at zero imbalance cost / `fcfs`, offline and at loads that are the same there |
 | bound | `benchmarks/fluid.py`: no schedule is faster, however clairvoyant |
 
-Of all combinations these are run, in this order: {blocks}. What a policy is: `docs/policies.md`; `sjf_oracle` alone
+Of all combinations these are run, in this order: {blocks}. What a policy is: [policies](policies.md); `sjf_oracle` alone
 knows output lengths.
 
 Above capacity latencies grow with the length of the run, and offline a p99 is the makespan of the last stragglers.

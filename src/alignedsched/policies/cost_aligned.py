@@ -77,9 +77,10 @@ class CostAligned:
         return self.order.grows(view)
 
     def sitting_out(self, view: LaneView) -> int:
-        """Requests in the lane's devices whose turn it is not."""
-        turn = self.memory.lane(view.lane.id).turn
-        return len(view.resident) + view.leaving if turn is not None and view.role.decodes else 0
+        """Requests in the lane's devices whose turn it is not, or who come back now that all may run together."""
+        lane = self.memory.lane(view.lane.id)
+        sits = view.role.decodes and (lane.turn is not None or lane.returning)
+        return len(view.resident) + view.leaving if sits else 0
 
     # -- Batching
 

@@ -7,6 +7,10 @@ costs what its tokens cost (``balanced``), or the longest member binds however f
 is always cheapest; ``padded`` pays members times the longest, and on ``gated`` a group below the gate pays no
 imbalance at all, so long members run apart from the many short ones. Nobody's KV moves: who sits out a turn stays in
 the device.
+
+*Deep* rounds hold more requests than the lane has seats for: groups leave seats empty, and a lane that only decodes has
+others pooled who could take them. Then no group has more members than seats (but of one length, who take turns in its
+turn), and groups there have to be until no more are left than have seats.
 """
 
 from __future__ import annotations
@@ -280,9 +284,8 @@ def _steps(
 ) -> int | None:
     """Steps for each turn of a new round: as many as fit in ``round_s``; None if somebody would wait for too long.
 
-    Fewer than the least there ``must`` be a round.
-
-    At the pace foreseen, or, where prefill slows the lane, at the pace of the last round.
+    At the pace foreseen, or, where prefill slows the lane, at the pace of the last round. Where there ``must`` be a
+    round, fewer than the least, as many as fit in half of the wait.
     """
     turns = len(groups.edges) + 1
     pace = groups.seconds / turns
