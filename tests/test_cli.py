@@ -275,7 +275,7 @@ def test_a_reader_that_goes_away_costs_no_result(
 
 def command(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "alignedsched.cli", *argv], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "alignedsched", *argv], capture_output=True, text=True, check=False, timeout=60
     )
 
 

@@ -227,11 +227,31 @@ def test_what_is_no_state_is_refused_and_changes_nothing(state: Any) -> None:
         (lambda: cost_aligned(order="longest"), "order must be one of arrival, remaining, value"),
         (lambda: cost_aligned(predictor="crystal"), "predictor"),
         (lambda: cost_aligned(order="remaining", patience_s=-1.0), "patience_s"),
+        (lambda: cost_aligned(patience_s=-1.0), "cost_aligned.patience_s"),
+        (lambda: cost_aligned(refit="no"), "cost_aligned.refit must be True or False"),  # type: ignore[arg-type]
+        (lambda: cost_aligned(rounds=3), "cost_aligned.rounds must be a RoundSettings or None"),  # type: ignore[arg-type]
+        (lambda: cost_aligned(gate={}), "cost_aligned.gate must be a GateSettings or None"),  # type: ignore[arg-type]
+        (lambda: cost_aligned(costs=3), "cost_aligned.costs must be a Costs or None"),  # type: ignore[arg-type]
+        (lambda: RoundSettings(round_s=0.0), "RoundSettings.round_s must be a number from 0.001"),
+        (lambda: fcfs(place="bogus"), "fcfs.place must be one of seats, least, round_robin"),
     ],
 )
 def test_options_out_of_range_are_named(make: Callable[[], object], names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         make()
+
+
+def test_bounds_of_the_settings_count_unless_others_are_given() -> None:
+    own = RoundSettings(wait_s=5.0, tpot_target_s=0.05)
+    made = {
+        (5.0, 0.05): cost_aligned(rounds=own),
+        (None, 0.05): cost_aligned(rounds=own, wait_s=None),
+        (5.0, 0.1): cost_aligned(rounds=own, tpot_target_s=0.1),
+        (30.0, None): cost_aligned(),
+    }
+    for bounds, policy in made.items():
+        assert isinstance(policy.batching, CostAligned)
+        assert (policy.batching.rounds.wait_s, policy.batching.rounds.tpot_target_s) == bounds
 
 
 def test_on_a_gated_surface_the_few_long_run_apart_from_the_many_short() -> None:

@@ -177,11 +177,16 @@ def test_a_policy_that_raises_is_named_and_the_next_call_goes_on() -> None:
     assert plan.releases[0].outcome is Outcome.CANCELLED
 
 
-def test_the_configuration_is_checked() -> None:
-    with pytest.raises(ConfigError, match="max_horizon"):
-        Scheduler(cluster(), policies.fcfs(), max_horizon=0)
-    with pytest.raises(ConfigError, match="max_kinds"):
-        Scheduler(cluster(), policies.fcfs(), max_kinds=0)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_horizon": 0}, {"max_horizon": 2.5}, {"max_kinds": 0}, {"copy_retries": -1}, {"step_retries": "x"},
+        {"copy_lease_s": float("nan")}, {"step_lease_s": -1.0},
+    ],
+)  # fmt: skip
+def test_the_configuration_is_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"Scheduler\.{next(iter(options))} must be"):
+        Scheduler(cluster(), policies.fcfs(), **options)
 
 
 def fingerprint(seed: int) -> str:

@@ -5,7 +5,7 @@ This much the scheduler knows of costs; it is kept free of numpy, which would be
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -30,6 +30,7 @@ class Load:
     chunks: tuple[tuple[int, int], ...] = ()
 
 
+@runtime_checkable
 class Costs(Protocol):
     """What a rank's step costs, in seconds. A load without members and chunks costs nothing."""
 

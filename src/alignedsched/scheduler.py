@@ -70,6 +70,7 @@ from .outside import show
 from .plan import Plan
 from .planner import Planner
 from .policies import fcfs
+from .policies.options import number, whole
 from .policies.protocols import Policy
 from .registry import policy as registered
 from .request import Request
@@ -92,7 +93,7 @@ class Scheduler:
     vouches for it by that completion. ``step_lease_s``: a lane that owes a report for so long is given up
     (``Plan.given_up``); choose it longer than the executor ever goes without one. ``None``: wait for ever.
 
-    Raises ConfigError when the cluster and the policy cannot work together.
+    Raises ConfigError for an option out of range, and when the cluster and the policy cannot work together.
     """
 
     def __init__(
@@ -109,10 +110,12 @@ class Scheduler:
         copy_lease_s: float | None = None,
         step_lease_s: float | None = None,
     ) -> None:
-        if max_horizon < 1:
-            raise ConfigError(f"max_horizon must be at least 1, got {max_horizon}")
-        if max_kinds is not None and max_kinds < 1:
-            raise ConfigError(f"max_kinds must be at least 1 or None, got {max_kinds}")
+        whole(1)("Scheduler", "max_horizon", max_horizon)
+        whole(1, none=True)("Scheduler", "max_kinds", max_kinds)
+        whole(0)("Scheduler", "copy_retries", copy_retries)
+        whole(0)("Scheduler", "step_retries", step_retries)
+        number(0.0, none=True)("Scheduler", "copy_lease_s", copy_lease_s)
+        number(0.0, none=True)("Scheduler", "step_lease_s", step_lease_s)
         _check_routes(cluster)
         allow = eligible or _everybody
         policy = policy or registered("cost_aligned")

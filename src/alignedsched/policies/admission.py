@@ -100,7 +100,7 @@ class ArrivalOrder:
         short = view.layout.blocks(first.prefill_tokens + 1) - free
         if short > 0:
             return Reason(f"blocks short on {roomiest}", short)
-        budget = min(self.token_budget or lane.max_tokens, lane.max_tokens)
+        budget = self._budget(view)
         if ordered >= sum(budget - len(rank.batch) for rank in ranks):
             return Reason(f"all {budget:,} tokens of a step of {lane.id} were taken")
         if view.role.decodes and not even_share(view, len(view.queue)):

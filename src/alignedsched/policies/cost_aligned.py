@@ -27,6 +27,7 @@ from .aligned_memory import LaneMemory, Memory
 from .backlog_order import BacklogOrder, GateSettings
 from .fcfs import ContinuousBatching
 from .mean_output import Expected, MeanOutput
+from .options import a_kind, flag, number
 from .order import order as order_named
 from .predict import History, NoPrediction
 from .predict import predictor as predictor_named
@@ -35,13 +36,14 @@ from .protocols import Composition, PlainData, Policy, Sacrifice, Watch
 from .rank_balance import RankOrder
 from .rank_migration import Migration, RankMemory
 from .rank_residency import RankResidency
-from .rounds import RoundSettings, Turn, next_turn
+from .rounds import WAIT_S, RoundSettings, Turn, next_turn
 from .setting_aside import without_the_longest
 from .sjf import OrderedBatching
 from .sorted_waves import Wave
 from .surface_fit import SurfaceFit
 from .wave_admission import WaveAdmission
 
+NAME = "cost_aligned"
 LOOK = 256  # pooled requests outside the device looked at for a turn
 
 _NOTHING = Composition()
@@ -292,7 +294,7 @@ def _growth(view: LaneView, turn: Turn) -> int:
 
 def cost_aligned(
     *,
-    wait_s: float | None = 30.0,
+    wait_s: float | None = WAIT_S,
     token_budget: int | None = None,
     by_priority: bool = False,
     tpot_target_s: float | None = None,
@@ -314,14 +316,25 @@ def cost_aligned(
     ``by_priority``), by what is expected to be "remaining" as ``predictor`` ("history", "oracle" in studies) has it, or
     by "value"; nobody is overtaken by who comes more than ``patience_s`` later. ``token_budget`` is that of ``fcfs``.
     ``costs`` is the surface to decide by where the executor publishes none; with ``refit`` it is corrected by what
-    steps are reported to take. Raises ConfigError naming the option that is out of range.
+    steps are reported to take. ``rounds`` and ``gate`` are settings of the moves; ``wait_s`` and ``tpot_target_s`` go
+    before those of ``rounds`` where they are not the defaults. Raises ConfigError naming the option that is out of
+    range.
     """
+    number(0.0)(NAME, "patience_s", patience_s)
+    flag()(NAME, "refit", refit)
+    a_kind(RoundSettings, none=True)(NAME, "rounds", rounds)
+    a_kind(GateSettings, none=True)(NAME, "gate", gate)
+    a_kind(Costs, none=True)(NAME, "costs", costs)
     history, outputs, fit = History(), MeanOutput(), SurfaceFit() if refit else None
     known = history if predictor == "history" else predictor_named(predictor)
     turns = order_named(order, known, patience_s=patience_s)
-    settings = evolve(rounds or RoundSettings(), wait_s=wait_s, tpot_target_s=tpot_target_s)
+    settings = rounds or RoundSettings()
+    if wait_s != WAIT_S:
+        settings = evolve(settings, wait_s=wait_s)
+    if tpot_target_s is not None:
+        settings = evolve(settings, tpot_target_s=tpot_target_s)
     plain = ContinuousBatching() if order == "arrival" else OrderedBatching(order=turns)
-    lead = PrefillLead(bounded=tpot_target_s is not None)
+    lead = PrefillLead(bounded=settings.tpot_target_s is not None)
     backlog = BacklogOrder(settings, gate or GateSettings(), Expected(history, outputs), lead)
     batching = CostAligned(settings, backlog, costs, fit, plain, Migration(known))
     placed = RankOrder(token_budget, by_priority)
@@ -333,4 +346,4 @@ def cost_aligned(
         *([] if known is history else [known]),
         *([] if fit is None else [fit]),
     ]
-    return Policy("cost_aligned", admission, batching, RankResidency(batching), watches=tuple(watches))
+    return Policy(NAME, admission, batching, RankResidency(batching), watches=tuple(watches))

@@ -3,8 +3,8 @@
 Per lane: while a batch runs, the next one is chosen, so that residency can stage it; the running batch is refilled
 with requests of about its length; when it has drained, the next one joins, and what is left of the old one runs along
 until it ends or has to make room, longest first. Idle lanes never wait: what is pooled runs at once, and while all
-that is ready fits, it all runs together as in continuous batching. ``docs/density-first.md`` says where this departs from
-the paper and why.
+that is ready fits, it all runs together as in continuous batching. ``docs/density-first.md`` says where this departs
+from the paper and why.
 """
 
 from __future__ import annotations

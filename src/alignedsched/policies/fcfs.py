@@ -15,9 +15,9 @@ from attrs import field, frozen
 from ..request import RequestId
 from ..views import LaneView, RankView
 from .admission import ArrivalOrder, even_share
-from .options import flag
+from .options import flag, one_of
 from .protocols import Composition, PlainData, Policy, Sacrifice
-from .rank_balance import RankOrder
+from .rank_balance import PLACES, RankOrder
 from .residency import DirectResidency
 
 WATERMARK = 0.01  # vLLM's block manager before its v1 engine (`watermark` of SchedulerConfig's time)
@@ -112,6 +112,7 @@ def fcfs(
     says which rank of a lane a request goes to: the one with most free ``seats``, or as ``RankOrder`` has it
     (``least``, ``round_robin``).
     """
+    one_of(("seats", *PLACES))("fcfs", "place", place)
     residency = DirectResidency(to_host="short" if swap else "never")
     if place == "seats":
         admission = ArrivalOrder(token_budget=token_budget, by_priority=by_priority)

@@ -1,4 +1,7 @@
-"""What a policy's options may be: validators that raise ConfigError, naming the option and what is allowed."""
+"""What a policy's options may be: validators that raise ConfigError, naming the option and what is allowed.
+
+They are validators of attrs fields, and can be called with two names: ``flag()("cost_aligned", "refit", refit)``.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ Validator = Callable[[Any, Any, Any], None]
 def _validator(allowed: str, test: Callable[[object], bool]) -> Validator:
     def validate(instance: object, attribute: object, value: object) -> None:
         if not test(value):
-            name = f"{type(instance).__name__}.{getattr(attribute, 'name', '')}"
-            raise ConfigError(f"{name} must be {allowed}, got {show(value)}")
+            whose = instance if isinstance(instance, str) else type(instance).__name__
+            raise ConfigError(f"{whose}.{getattr(attribute, 'name', attribute)} must be {allowed}, got {show(value)}")
 
     return validate
 
@@ -41,3 +44,9 @@ def one_of(choices: Sequence[str]) -> Validator:
 def flag() -> Validator:
     """True or False."""
     return _validator("True or False", lambda value: isinstance(value, bool))
+
+
+def a_kind(*kinds: type, none: bool = False) -> Validator:
+    """An object of one of these types; or None, where ``none`` says so."""
+    allowed = f"a {' or '.join(kind.__name__ for kind in kinds)}{' or None' * none}"
+    return _validator(allowed, lambda value: isinstance(value, kinds) or (none and value is None))

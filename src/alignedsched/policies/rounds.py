@@ -34,6 +34,7 @@ from .protocols import PlainData
 ANY = 1 << 60  # longer than any context
 PROBE_STEPS = 4  # of a turn in which nearly all run together, to see what that costs
 PROBE_EVERY = 50  # steps, of which at most one is spent so
+WAIT_S = 30.0  # nobody who has begun sits out for longer, unless another bound is given
 WAITS_A_TARGET = 4.0  # a gap of a few targets is made good by the tokens around it; a longer one is seen
 
 
@@ -54,8 +55,8 @@ class RoundSettings:
 
     bubble: float = field(default=0.1, validator=number(0.0, 1.0))
     saving: float = field(default=0.1, validator=number(0.0, 1.0))
-    round_s: float = field(default=1.0, validator=number(0.0))
-    wait_s: float | None = field(default=30.0, validator=number(0.0, none=True))
+    round_s: float = field(default=1.0, validator=number(0.001))
+    wait_s: float | None = field(default=WAIT_S, validator=number(0.0, none=True))
     tpot_target_s: float | None = field(default=None, validator=number(0.0, none=True))
     least: int = field(default=4, validator=whole(1))
     most: int = field(default=64, validator=whole(1))

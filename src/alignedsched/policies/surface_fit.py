@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeGuard
 
 from attrs import astuple, define, field
 
 from ..errors import CallerError
 from ..load import Costs, Load
-from ..outside import is_number, show
+from ..outside import is_count, is_number, show
 from ..request import Request
 from .believed import BelievedCosts, Correction, Parts, published_correction
 from .protocols import PlainData, Stepped
@@ -34,7 +33,8 @@ SURE, REFUTED = 64, 4  # facts, and of them such that contradict it, before a su
 
 @define(eq=False)
 class SurfaceFit:
-    """A Watch that believes something about costs. Memory O(SHAPES); a fact O(1), and now and then a fit.
+    """A Watch that believes something about costs. A fact O(1), and now and then a fit. Memory O(SHAPES), and after a
+    restart O(facts) until costs are asked for again: up to then it does not know what was published.
 
     Of a lane of several ranks, the rank believed to be the slowest is taken to have been it.
     """
@@ -53,7 +53,7 @@ class SurfaceFit:
     _surprises: int = 0  # since the last look
     _usual: float = GOOD  # the error at the last look
     _asked: bool = False
-    _early: list[list[float]] = field(init=False, factory=list)  # facts since a restart, until costs are known again
+    _early: list[tuple[int, float, list[Load]]] = field(init=False, factory=list)  # facts since a restart
 
     def costs(self, published: Costs) -> Costs:
         """What is believed now; the published costs themselves while they explain what is seen. O(1)."""
@@ -66,9 +66,8 @@ class SurfaceFit:
                 self.facts.clear()
             self._costs = BelievedCosts(published, self.correction)
             early, self._early = self._early, []
-            for steps, seconds, *rows in early:
-                loads = zip(rows[::3], rows[1::3], rows[2::3], strict=True)
-                self._learn([Load(int(n), int(total), int(longest)) for n, total, longest in loads], steps, seconds)
+            for steps, seconds, loads in early:
+                self._learn(loads, steps, seconds)
         return published if self.correction == self._told else self._costs
 
     # -- facts
@@ -81,9 +80,8 @@ class SurfaceFit:
         loads = [Load(o.n, o.total + o.n * half, o.longest + half, o.chunks) for o in facts.loads if o.n]
         if self._costs is not None:
             self._learn(loads, facts.steps, facts.seconds)
-        elif loads and not facts.prefill:
-            rows = (value for load in loads for value in (load.n, load.total, load.longest))
-            self._early.append([facts.steps, facts.seconds, *rows])
+        elif loads:
+            self._early.append((facts.steps, facts.seconds, loads))
 
     def _learn(self, loads: Sequence[Load], steps: float, seconds: float) -> None:
         if not loads or self._costs is None:
@@ -153,8 +151,8 @@ class SurfaceFit:
         counts: list[PlainData] = [
             self.seen, self.beliefs, self._gap, self._since, self._patience, self._surprises, self._usual,
         ]  # fmt: skip
-        early: list[PlainData] = [list(row) for row in self._early]
         plain, settled = self.correction.plain(), self.settled.plain()
+        early: list[PlainData] = [[steps, seconds, *map(_plain, loads)] for steps, seconds, loads in self._early]
         return {
             "correction": plain, "settled": settled, "facts": facts, "counts": counts, "asked": self._asked,
             "early": early,
@@ -163,30 +161,22 @@ class SurfaceFit:
     def load(self, state: PlainData) -> None:
         """Restore ``state()``. Raises CallerError if it is no such state, and then changes nothing."""
         try:
-            assert isinstance(state, dict)
+            if not isinstance(state, dict):
+                raise TypeError("no mapping")
             correction, settled = (Correction.from_plain(state[key]) for key in ("correction", "settled"))
             rows, counts = state["facts"], state["counts"]
-            assert isinstance(rows, dict)
-            assert isinstance(counts, list)
+            if not isinstance(rows, dict) or not isinstance(counts, list):
+                raise TypeError("facts by shape, and counts in a list")
             facts = {shape: _restored(row) for shape, row in rows.items()}
             *whole, usual = map(_number, counts)
             seen, beliefs, gap, since, patience, surprises = map(int, whole)
-            asked, early = state["asked"] is True, state["early"]
-            assert isinstance(early, list)
-            waiting = [[value for value in row if _is_number(value)] for row in early if isinstance(row, list)]
-            assert list(map(len, waiting)) == list(map(len, early))  # type: ignore[arg-type]
-            assert all(len(row) > 2 and len(row) % 3 == 2 and row[0] > 0 for row in waiting)
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            asked, early = state["asked"] is True, _early(state["early"])
+        except (KeyError, TypeError, ValueError) as error:
             raise CallerError(f"SurfaceFit: this is no state of it: {show(state)}") from error
-        self.published, self._costs, self._asked, self._early = None, None, asked, waiting
+        self.published, self._costs, self._asked, self._early = None, None, asked, early
         self.correction, self.settled, self.facts = correction, settled, facts
         self.seen, self.beliefs, self._gap, self._since, self._usual = seen, beliefs, gap, since, usual
         self._patience, self._surprises = patience, surprises
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    """A number of at least 0; it stays of the kind it is."""
-    return is_number(value, 0.0)
 
 
 def _number(value: object) -> float:
@@ -196,10 +186,47 @@ def _number(value: object) -> float:
 
 
 def _restored(row: PlainData) -> Fact:
-    assert isinstance(row, list)
+    if not isinstance(row, list):
+        raise TypeError("a fact is a row of numbers")
     at, n, longest, base, even, padded, prefill, seconds = (_number(value) for value in row)
-    assert min(base, seconds) > 0
+    if min(base, seconds) <= 0 or min(n, longest) < 1:
+        raise ValueError("a step of somebody takes time")
     return fact_of(int(at), Parts(int(n), int(longest), base, even, padded, prefill), seconds)
+
+
+def _plain(load: Load) -> PlainData:
+    return [load.n, load.total, load.longest, [[start, end] for start, end in load.chunks]]
+
+
+def _early(state: PlainData) -> list[tuple[int, float, list[Load]]]:
+    if not isinstance(state, list):
+        raise TypeError("facts since a restart are a list")
+    found = []
+    for row in state:
+        if not isinstance(row, list):
+            raise TypeError("such a fact is a row")
+        steps, seconds, *loads = row
+        if not is_count(steps) or not steps or _number(seconds) <= 0 or not loads:
+            raise ValueError("steps, the seconds they took, and loads")
+        found.append((int(steps), _number(seconds), [_load(load) for load in loads]))
+    return found
+
+
+def _load(row: PlainData) -> Load:
+    if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
+        raise TypeError("a load is members, tokens, the longest, and chunks")
+    n, total, longest = (int(_number(value)) for value in row[:3])
+    chunks = []
+    for chunk in row[3]:
+        if not isinstance(chunk, list) or len(chunk) != 2:
+            raise TypeError("a chunk is a beginning and an end")
+        start, end = (int(_number(value)) for value in chunk)
+        if end <= start:
+            raise ValueError("a chunk has tokens")
+        chunks.append((start, end))
+    if not 1 <= n <= total or not 1 <= longest <= total:
+        raise ValueError("whoever decodes has a context length")
+    return Load(n, total, longest, tuple(chunks))
 
 
 def _shape(load: Load) -> str:

@@ -1,7 +1,0 @@
-"""`python -m alignedsched.cli` is the `alignedsched` command."""
-
-import sys
-
-from . import main
-
-sys.exit(main())
