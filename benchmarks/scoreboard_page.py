@@ -37,6 +37,9 @@ in cells that {seeds} left open); ± is half of a 95 % interval. A demand counts
 1 % (throughput) and 3 % (p99) of it. Else the cell is "clear but wide" where the whole interval lies on the right side
 of the limit, and "not settled" where it does not. Why what is not met is not:
 [scoreboard-reasons.md](scoreboard-reasons.md).
+
+A cell is model/surface/topology/trace/load ([conditions](#conditions)). `cost_aligned:remaining` is `cost_aligned` with
+`order="remaining"`, `cost_aligned:tpot` with a `tpot_target_s` of 50 ms; `round_robin` is placement on a lane's ranks in turn.
 """
 
 CELLS = """\

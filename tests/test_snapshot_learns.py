@@ -28,7 +28,7 @@ Call = tuple[float, tuple[Event, ...], Plan]
 def recorded(published: AffineCosts, true: AffineCosts, seed: int) -> list[Call]:
     """The calls of a run in which lengths are mixed and chunks come with decode steps."""
     rng, calls = Random(seed), list[Call]()
-    executor, arrivals = SimulatedExecutor(CLUSTER, true), list[tuple[float, Event]]()
+    executor, arrivals = SimulatedExecutor(CLUSTER, true), list[tuple[float, Arrived]]()
     for number in range(80):
         prompt = rng.choice((rng.randint(50, 300), rng.randint(50, 8000)))
         request = Request(f"r{number}", prompt, 300, 0.06 * number)

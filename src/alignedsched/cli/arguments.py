@@ -33,7 +33,7 @@ throughput, latencies, idle time, copies, and each policy's ratio to the first o
 
 COMPARE_EXAMPLES = f"""\
 examples:
-  The two shipped policies on synthesised long-context conversations:
+  The baseline, the default and the paper's policy on synthesised long-context conversations:
     alignedsched compare --workload mooncake
 
   A trace of your own, at the rate it was recorded, result kept as JSON:
