@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.gpu_kernels import TOLERANCE, Batch, Heads, Make, balanced, kernels, room
+from benchmarks.gpu_kernels import TOLERANCE, Batch, Heads, Make, balanced, kernels, reads, room
 from benchmarks.gpu_timing import Record, Size, Timer
 
 PAGES = (64, 16, 32)  # tokens of a page; the first one is the executor's on GPUs
@@ -64,8 +64,8 @@ def _one(record: Record, timer: Timer, what: str, name: str, label: str, batch: 
             raise RuntimeError(f"results are off by {error}")
         seconds = timer.seconds(work)
         record.put(
-            what, kernel=name, batch=label, page=batch.page, kv_bytes=batch.bytes, seconds=seconds,
-            bytes_per_s=batch.bytes / seconds, error=error, big=batch.bytes >= BIG,
+            what, kernel=name, batch=label, page=batch.page, reads=reads(name, batch.page), kv_bytes=batch.bytes,
+            seconds=seconds, bytes_per_s=batch.bytes / seconds, error=error, big=batch.bytes >= BIG,
         )  # fmt: skip
 
     record.attempt(f"{name}, {label}, pages of {batch.page}", measure)

@@ -1,8 +1,8 @@
 """Decode attention kernels side by side: this project's, torch's variable-length attention, FlashInfer's.
 
 Each gets the same queries and the same KV in its own layout, pages scattered; one layer. ``library`` is torch's
-``varlen_attn`` (FlashAttention), which wants pages of 256 tokens; FlashInfer and this project's kernels read pages of
-``page`` tokens.
+``varlen_attn`` (FlashAttention), which wants pages of 256 tokens, or before torch 2.12 KV in one piece: what it reads
+stands in each of its rows. FlashInfer and this project's kernels read pages of ``page`` tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import inspect
 import math
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +116,8 @@ def kernels(size: Size) -> dict[str, Make]:
     else:
         found["torch"] = plain
     if not size.smoke:
-        found["library"] = library
+        if library_takes() is not None:
+            found["library"] = library if library_takes() else library_in_one_piece
         if find_spec("flashinfer") is not None:
             found["flashinfer"] = flashinfer
     return found
@@ -147,13 +150,57 @@ def unsplit(batch: Batch) -> tuple[Work, torch.Tensor]:
     return lambda: run(batch.q, batch.kv, tables, out), out
 
 
-def library(batch: Batch) -> tuple[Work, torch.Tensor]:
-    """Torch's variable-length attention over pages, as it chooses to split. Raises RuntimeError where it has none."""
+@cache
+def library_takes() -> bool | None:
+    """Whether torch's variable-length attention takes pages; None: this torch has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return {"block_table", "seqused_k", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+
+
+def reads(name: str, page: int) -> str:
+    """What a kernel of that name reads, in words, where this project's pages have ``page`` tokens."""
+    if name != "library":
+        return f"pages of {page}"
+    return f"pages of {LIBRARY_PAGE}" if library_takes() else "KV in one piece"
+
+
+def library_in_one_piece(batch: Batch) -> tuple[Work, torch.Tensor]:
+    """Torch's variable-length attention before it took pages: easier to read than what the others are given."""
     from torch.nn.attention.varlen import varlen_attn
 
-    takes = inspect.signature(varlen_attn).parameters
-    if not {"block_table", "seqused_k", "enable_gqa"} <= set(takes):
-        raise RuntimeError(f"varlen_attn of torch {torch.__version__} reads no pages")
+    lengths, place, heads = batch.lengths, batch.size.device, batch.heads
+    count = int(lengths.sum()) * heads.kv * heads.size
+    k, v = (batch.room[start : start + count].view(-1, heads.kv, heads.size) for start in (0, count))
+    one_each = torch.arange(len(lengths) + 1, dtype=torch.int32, device=place)
+    ends = np.concatenate(([0], np.cumsum(lengths)))
+    sent, longest = torch.from_numpy(ends.astype(np.int32)).to(place), int(lengths.max())
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+    def work() -> torch.Tensor:
+        made = varlen_attn(batch.q, k, v, one_each, sent, 1, longest, **grouped)
+        assert isinstance(made, torch.Tensor)
+        return made
+
+    out = work()
+    _check(batch, out, {row: (k[ends[row] : ends[row + 1]], v[ends[row] : ends[row + 1]]) for row in batch.checked()})
+    return work, out
+
+
+def _check(batch: Batch, out: torch.Tensor, read: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Raise RuntimeError if a row is not attention to its keys and values, both [tokens, kv_heads, size]."""
+    for row, (keys, values) in read.items():
+        error = off(batch.q[row], keys.transpose(0, 1), values.transpose(0, 1), out[row])
+        if not error < TOLERANCE:
+            raise RuntimeError(f"row {row} is off by {error}")
+
+
+def library(batch: Batch) -> tuple[Work, torch.Tensor]:
+    """Torch's variable-length attention over pages, as it chooses to split."""
+    from torch.nn.attention.varlen import varlen_attn
+
     lengths, place = batch.lengths, batch.size.device
     each = -(-lengths // LIBRARY_PAGE)
     pages, n = int(each.sum()), len(lengths)
@@ -177,13 +224,11 @@ def library(batch: Batch) -> tuple[Work, torch.Tensor]:
         assert isinstance(made, torch.Tensor)
         return made
 
+    def mine(row: int, side: torch.Tensor) -> torch.Tensor:
+        return side[table[row, : each[row]].astype(np.int64)].flatten(0, 1)[: lengths[row]]
+
     out = work()
-    for row in batch.checked():
-        mine = table[row, : each[row]].astype(np.int64)
-        keys, values = (side[mine].flatten(0, 1)[: lengths[row]].transpose(0, 1) for side in (k, v))
-        error = off(batch.q[row], keys, values, out[row])
-        if not error < TOLERANCE:
-            raise RuntimeError(f"row {row} is off by {error}")
+    _check(batch, out, {row: (mine(row, k), mine(row, v)) for row in batch.checked()})
     return work, out
 
 

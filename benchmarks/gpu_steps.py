@@ -3,7 +3,8 @@
 *Floor*: the bytes a step must move (weights once, KV read and written) at the copy bandwidth of the same run. *Step*:
 what one more step of a standing order takes, the difference between a long and a short order, so that putting a batch
 together does not count. *Host*: what the executor's own code takes a step, launching and taking in. *Prefetch*: an
-order while KV comes over the host's link.
+order while KV comes over the host's link, or goes, by the size of the copy's chunks: what steps send and fetch has to
+wait for the chunks in front of it, and small chunks may leave the link idle between them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,6 +23,7 @@ from alignedsched_torch.calibrate.bench import Bench
 from alignedsched_torch.calibrate.random_model import LLAMA_8B, TINY, random_decoder
 from alignedsched_torch.clusters import Sizes, open_devices, plan_cluster
 from alignedsched_torch.lane import LaneRunner
+from alignedsched_torch.memory.copier import HOST_CHUNK_BYTES
 from alignedsched_torch.models import Decoder
 from benchmarks.gpu_timing import Record, Size, Timer
 
@@ -28,6 +31,7 @@ MEMBERS = (1, 64, 256)
 CONTEXT = 2048
 SHORT, LONG = 8, 40  # steps
 PREFETCH = 4 << 30  # bytes
+CHUNKS = (HOST_CHUNK_BYTES, 4 << 20, 2 << 20)  # bytes, falling; the first is the executor's own
 REPEATS = 5
 
 
@@ -41,8 +45,11 @@ def steps(record: Record, size: Size) -> None:
         record.attempt(f"step of {n}", lambda n=n: _step(record, bench, n, context, bandwidth, size))  # type: ignore[misc]
     for n in members:
         record.attempt(f"host work of {n}", lambda n=n: _host(record, bench, n, context, size))  # type: ignore[misc]
-    for n in members[1:]:
-        record.attempt(f"prefetch beside {n}", lambda n=n: _prefetch(record, bench, n, context, size))  # type: ignore[misc]
+    for chunk in size.pick(CHUNKS, (HOST_CHUNK_BYTES, 1 << 14)):
+        bench.executor.copier.host_chunk_bytes = chunk
+        for n in members[1:]:
+            what = f"prefetch beside {n}, chunks of {chunk}"
+            record.attempt(what, partial(_prefetch, record, bench, n, context, size))
 
 
 def _bench(size: Size) -> tuple[Bench, int]:
@@ -134,19 +141,23 @@ def _host(record: Record, bench: Bench, n: int, context: int, size: Size) -> Non
 
 
 def _prefetch(record: Record, bench: Bench, n: int, context: int, size: Size) -> None:
-    """An order alone, and while a copy from the host that outlasts it is under way."""
+    """An order alone, and while a copy from or to the host that outlasts it is under way."""
     device = bench.lane.ranks[0]
     tokens = bench.cluster.tiers[HOST].blocks * bench.cluster.layout.block_size
     lengths = [context] * n
-    copy = bench.copy(HOST, device, tokens)
-    count = max(1, int(copy * 0.7 / one_more(bench, lengths, size)))
-    alone, beside, copies = [], [], []
-    for _ in range(size.pick(REPEATS, 2)):
-        alone.append(bench.beside(lengths, count)[0])
-        stepped, copied = bench.beside(lengths, count, HOST, device, tokens)
-        beside.append(stepped)
-        copies.append(copied)
-    record.put(
-        "prefetch", members=n, steps=count, alone_s=median(alone), beside_s=median(beside),
-        slower=median(beside) / median(alone) - 1, copy_alone_s=copy, copy_beside_s=median(copies),
-    )  # fmt: skip
+    step = bench.decode(lengths)
+    for source, target in ((HOST, device), (device, HOST)):
+        copy = bench.copy(source, target, tokens)
+        count = max(1, int(copy * 0.7 / step))
+        alone, beside, copies = [], [], []
+        for _ in range(size.pick(REPEATS, 2)):
+            alone.append(bench.beside(lengths, count)[0])
+            stepped, copied = bench.beside(lengths, count, source, target, tokens)
+            beside.append(stepped)
+            copies.append(copied)
+        chunk = bench.executor.copier.host_chunk_bytes
+        record.put(
+            "prefetch", members=n, way="host->device" if source == HOST else "device->host", chunk_bytes=chunk,
+            default=chunk == HOST_CHUNK_BYTES, steps=count, alone_s=median(alone), beside_s=median(beside),
+            slower=median(beside) / median(alone) - 1, copy_alone_s=copy, copy_beside_s=median(copies),
+        )  # fmt: skip

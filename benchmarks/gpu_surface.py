@@ -21,7 +21,7 @@ from attrs import evolve, frozen
 
 from alignedsched_torch.calibrate.fits import least_squares
 from alignedsched_torch.calibrate.shapes import WIDEST, Cell, lengths
-from benchmarks.gpu_kernels import Batch, Heads, kernels, room
+from benchmarks.gpu_kernels import Batch, Heads, kernels, reads, room
 from benchmarks.gpu_timing import Record, Size, Timer
 
 KV_HEADS = (8, 4, 2, 1)
@@ -126,7 +126,8 @@ def _fitted(record: Record, size: Size, kernel: str, kv: int, points: Sequence[P
     even = evolve(fit, gate=None)
     processors = 1 if size.smoke else torch.cuda.get_device_properties(size.device).multi_processor_count
     record.put(
-        "surface", kernel=kernel, kv_heads=kv, surface=fit.name, a=fit.a, b=fit.b, d=fit.d, s=fit.s, gate=fit.gate,
+        "surface", kernel=kernel, kv_heads=kv, reads=reads(kernel, size.pick(PAGE, 16)), surface=fit.name,
+        a=fit.a, b=fit.b, d=fit.d, s=fit.s, gate=fit.gate,
         gate_blocks_per_processor=None if fit.gate is None else fit.gate * kv / processors,
         s_against_fair_share=fit.s / (fit.d * processors / kv) if fit.d and fit.s else None,
         error_p50=float(np.median(off)), error_p90=float(np.quantile(off, 0.9)),

@@ -49,8 +49,9 @@ def _attention(rows: Rows) -> Iterator[tuple[str, str, float | None, bool | None
         ratios = [by[batch, library] / seconds for (batch, kernel), seconds in by.items()
                   if kernel == OURS and (batch, library) in by]  # fmt: skip
         worst = min(ratios, default=None)
+        layout = next((f" ({row['reads']})" for row in timed if row["kernel"] == library), "")
         yield (
-            f"decode attention, times as fast as {library}, worst batch",
+            f"decode attention, times as fast as {library}{layout}, worst batch",
             ">= 1.0",
             worst,
             (None if worst is None else worst >= 1.0),
@@ -72,9 +73,10 @@ def _copies(rows: Rows) -> Iterator[tuple[str, str, float | None, bool | None]]:
 
 
 def _steps(rows: Rows) -> Iterator[tuple[str, str, float | None, bool | None]]:
-    slower = max((row["slower"] for row in rows if row["what"] == "prefetch"), default=None)
+    prefetches = [row for row in rows if row["what"] == "prefetch" and row["default"] and row["way"] == "host->device"]
+    slower = max((row["slower"] for row in prefetches), default=None)
     yield (
-        "decode slowed by a prefetch beside it",
+        "decode slowed by a prefetch beside it, chunks as they are",
         f"<= {PREFETCH:.0%}",
         slower,
         (None if slower is None else slower <= PREFETCH),
@@ -103,7 +105,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{name}: {part['status'][:200]}, {part['seconds']} s, {len(failed)} parts failed or left out")
         lines += [f"    {row['what']}: {row['part']}: {row.get('error', row.get('why'))}"[:160]
                   for row in failed[:5]]  # fmt: skip
-    lines += ["", *_attention_table(_rows(sections, "attention")), "", *_surface_table(_rows(sections, "surface"))]
+    lines += ["", *_attention_table(_rows(sections, "attention")), "", *_chunk_table(_rows(sections, "steps"))]
+    lines += ["", *_surface_table(_rows(sections, "surface"))]
     lines += ["", *_gain_table(_rows(sections, "gain")), "", f"{'target':<90}{'wanted':>10}{'found':>12}  holds"]
     for target in result["targets"]:
         found = "-" if target["found"] is None else f"{target['found']:.4g}"
@@ -114,11 +117,21 @@ def table(result: dict[str, Any]) -> str:
 
 def _attention_table(rows: Rows) -> list[str]:
     bandwidth = copy_bandwidth(rows)
-    lines = [f"{'batch':<34}{'kernel':<26}{'page':>5}{'us':>10}{'of copy':>9}"]
+    lines = [f"{'batch':<34}{'kernel':<26}{'reads':<16}{'us':>10}{'of copy':>9}"]
     for row in rows:
         if row["what"] in ("attention", "variant") and bandwidth:
-            lines.append(f"{row['batch']:<34}{row['kernel']:<26}{row['page']:>5}{row['seconds'] * 1e6:>10.1f}"
+            lines.append(f"{row['batch']:<34}{row['kernel']:<26}{row['reads']:<16}{row['seconds'] * 1e6:>10.1f}"
                          f"{row['bytes_per_s'] / bandwidth:>9.1%}")  # fmt: skip
+    return lines
+
+
+def _chunk_table(rows: Rows) -> list[str]:
+    lines = [f"{'copy beside decoding':<22}{'members':>8}{'chunk, MiB':>12}{'steps slower':>14}{'copy slower':>13}"]
+    for row in rows:
+        if row["what"] == "prefetch":
+            copy = row["copy_beside_s"] / row["copy_alone_s"] - 1
+            lines.append(f"{row['way']:<22}{row['members']:>8}{row['chunk_bytes'] / 2**20:>12.3g}{row['slower']:>14.1%}"
+                         f"{copy:>13.1%}")  # fmt: skip
     return lines
 
 

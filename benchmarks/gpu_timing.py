@@ -1,7 +1,8 @@
 """How the GPU benchmark measures: events around work that was queued ahead, a cold L2, medians; a CPU, for a smoke.
 
-On a GPU each repetition queues a spin, a write of twice the L2, an event, the work and an event. While the GPU spins
+On a GPU each repetition queues a spin, a read of twice the L2, an event, the work and an event. While the GPU spins
 the host queues all of it, so the time between the events is the GPU's own; and no data of the work is left in the L2.
+(A write would empty it too, but leave it full of lines that are written back while the work runs.)
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Work = Callable[[], object]
 SPIN_CYCLES = 2_000_000  # about a millisecond: longer than the host takes to queue what is measured
 LEAST_FLUSH = 64 << 20  # bytes, where the L2's size is not told
 COPY_BYTES = 1 << 30
+WARM_S = 0.2  # of copies before clocks are read: an idle GPU lowers them
 
 
 @frozen
@@ -48,10 +50,10 @@ class Timer:
     def __init__(self, size: Size) -> None:
         self.size = size
         self.gpu = not size.smoke
-        self._scratch = torch.empty(0)
+        self._scratch = self._flushed = torch.zeros(1, dtype=torch.int64)
         if self.gpu:
             cache = getattr(torch.cuda.get_device_properties(size.device), "L2_cache_size", 0)
-            self._scratch = torch.empty(max(2 * int(cache), LEAST_FLUSH), dtype=torch.uint8, device=size.device)
+            self._scratch = torch.zeros(max(2 * int(cache), LEAST_FLUSH) // 8, dtype=torch.int64, device=size.device)
 
     def seconds(self, work: Work, repeats: int = 20, warm: int = 3) -> float:
         """The median of ``repeats`` runs, after ``warm`` that do not count."""
@@ -68,11 +70,15 @@ class Timer:
     def _queued(self, work: Work) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(SPIN_CYCLES)
-        self._scratch.zero_()
+        self._flush()
         begin.record()
         work()
         end.record()
         return begin, end
+
+    def _flush(self) -> None:
+        """Read so much that nothing else is left in the L2, and none of it has to be written back."""
+        self._flushed = self._scratch.sum()
 
     def _on_cpu(self, work: Work) -> float:
         began = time.perf_counter()
@@ -80,10 +86,17 @@ class Timer:
         return time.perf_counter() - began
 
     def copy_bandwidth(self) -> float:
-        """Bytes a second of a large copy within the device's memory, read and written counted both."""
+        """Bytes a second of a large copy within the device's memory, read and written counted both.
+
+        Copies run for ``WARM_S`` before, so that clocks are what they are at work.
+        """
         count = self.size.pick(COPY_BYTES, 1 << 20)
         source = torch.ones(count, dtype=torch.uint8, device=self.size.device)
         target = torch.empty_like(source)
+        warm = time.monotonic() + (WARM_S if self.gpu else 0.0)
+        while time.monotonic() < warm:
+            target.copy_(source)
+            torch.cuda.synchronize()
         bandwidth: float = 2 * count / self.seconds(lambda: target.copy_(source))
         return bandwidth
 
@@ -118,6 +131,7 @@ class Record:
             self.put("failed", part=what, error=f"{type(error).__name__}: {error}"[:2000])
 
     def state(self, size: Size, when: str) -> None:
-        """Clocks, temperature and power, and how fast memory is, now."""
+        """How fast memory is, and clocks, temperature and power just after that: those of an idle GPU say nothing."""
+        bandwidth = Timer(size).copy_bandwidth()
         told = {} if size.smoke else gpu_state(size.device)
-        self.put("state", when=when, copy_bytes_per_s=Timer(size).copy_bandwidth(), **told)
+        self.put("state", when=when, copy_bytes_per_s=bandwidth, **told)

@@ -13,7 +13,7 @@ from collections import Counter
 from random import Random
 
 import torch
-from attrs import define
+from attrs import define, evolve
 
 from alignedsched.cluster import HOST, Cluster, KVLayout, Lane, Link, Role
 from alignedsched.cluster import Device as Memory
@@ -50,14 +50,17 @@ class World:
     clock: Clock | None
 
     @classmethod
-    def make(cls, seed: int, kind: str = "modelled", slots: int = 0, gpus: tuple[int, int] = (0, 0)) -> World:
-        """``slots``: of the helper ``p0`` for split copies."""
+    def make(
+        cls, seed: int, kind: str = "modelled", slots: int = 0, gpus: tuple[int, int] = (0, 0), layers: int = 1
+    ) -> World:
+        """``slots``: of the helper ``p0`` for split copies. ``layers``: of the model; with several pages are cut."""
+        shape = evolve(SHAPE, layers=layers)
         cluster = Cluster(
             (Memory("p0", Role.PREFILL, PAGES, PAGES), Memory("d0", Role.DECODE, PAGES)),
             (Lane("lp", ("p0",)), Lane("ld", ("d0",))),
             PAGES,
             tuple(Link(a, b, 1e6) for a, b in LINKS),
-            KVLayout(SHAPE.page_size, 32),
+            KVLayout(SHAPE.page_size, 32 * layers),
         )
         clock = Clock({f"{a}->{b}": ModelledLink(1e6, 1e-5) for a, b in LINKS}, seed) if kind == "modelled" else None
         down: set[str] = set() if clock is None else clock.down
@@ -68,7 +71,7 @@ class World:
             else:
                 devices[name] = CudaDevice(name, gpu) if kind == "cuda" else ThreadedDevice(name, seed, 2e-4, down)
         pools = {
-            tier.id: KVPool(tier.id, devices[tier.device or "p0"], SHAPE, tier.blocks, pinned=tier.device is None)
+            tier.id: KVPool(tier.id, devices[tier.device or "p0"], shape, tier.blocks, pinned=tier.device is None)
             for tier in cluster.tiers.values()
         }
         return cls(pools, Copier(cluster, pools, devices, slots), devices, down, clock)

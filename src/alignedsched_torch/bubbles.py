@@ -64,7 +64,8 @@ class Bubbles:
     # -- a watch
 
     def stepped(self, facts: Stepped) -> None:
-        self._facts.append(facts)
+        if facts.seconds > 0:
+            self._facts.append(facts)
 
     def ended(self, request: Request, produced: int, finished: bool) -> None:
         """Nothing to learn."""

@@ -24,9 +24,9 @@ class TorchExecutor:
     """Lanes, pools and copies of a cluster; see ``alignedsched.driver.Executor``.
 
     ``devices`` by device id, ``decoders`` by lane id (lanes on one device may share one). The host's pool is pinned by
-    the first device. ``attention`` and ``fixed``: see ``forward.Forward``. ``relay_slots``: see ``memory.copier``;
-    above 0 copies from the host are split over the target's own link and the helpers. Raises ConfigError for a lane of
-    several ranks: those run in several processes.
+    the first device. ``attention`` and ``fixed``: see ``forward.Forward``. ``relay_slots`` and ``host_chunk_bytes``:
+    see ``memory.copier``; with slots, copies from the host are split over the target's own link and the helpers. Raises
+    ConfigError for a lane of several ranks: those run in several processes.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class TorchExecutor:
         attention: str = "auto",
         fixed: bool | None = None,
         relay_slots: int = 0,
+        host_chunk_bytes: int | None = None,
     ) -> None:
         for lane in cluster.lanes:
             if len(lane.ranks) > 1:
@@ -55,7 +56,7 @@ class TorchExecutor:
         for tier in cluster.tiers.values():
             device = self._clock if tier.device is None else self.devices[tier.device]
             self.pools[tier.id] = KVPool(tier.id, device, self.shape, tier.blocks, pinned=tier.device is None)
-        self.copier = Copier(cluster, self.pools, self.devices, relay_slots)
+        self.copier = Copier(cluster, self.pools, self.devices, relay_slots, host_chunk_bytes)
         self.lanes: dict[str, LaneRunner] = {}
         for lane in cluster.lanes:
             pool, device = self.pools[lane.ranks[0]], self.devices[lane.ranks[0]]
@@ -65,6 +66,8 @@ class TorchExecutor:
                 decoders[lane.id], pool, table, device.stream("compute"), step_seconds, attention=attention, fixed=fixed
             )
             self.lanes[lane.id] = LaneRunner(lane, forward, pool, self.jobs)
+        for device in self.devices.values():
+            device.settle()
         self._woken = threading.Event()
         self._news: list[ExecutorEvent] = []
 

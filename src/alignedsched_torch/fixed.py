@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,9 @@ def sizes(members: int) -> list[int]:
     return [*found, members]
 
 
+Compute = Callable[[DecodeRows, bool], torch.Tensor]
+
+
 class FixedSteps:
     """All recorded steps of a lane. ``compute``: rows and whether tokens are drawn -> the tokens they make."""
 
@@ -38,7 +42,7 @@ class FixedSteps:
         columns: DeviceColumns,
         stream: Stream,
         attention: Backend,
-        compute: Callable[[DecodeRows, bool], torch.Tensor],
+        compute: Compute,
     ) -> None:
         self._columns = columns
         self._stream = stream
@@ -73,13 +77,13 @@ class FixedSteps:
         self._rows.fill_(self._columns.spare)
         self._batch = self._over(0, -1)
         self._attention.prepare(self._batch)
-        rows = self._over(size, -1)
-
-        def step() -> None:
-            self._made[:size] = self._compute(rows, draws)
-
-        return self._stream.recorded(step)
+        # Not a method: what is recorded must not hold this, which holds it.
+        return self._stream.recorded(partial(_step, self._compute, self._over(size, -1), draws, self._made[:size]))
 
     def _over(self, count: int, version: int) -> DecodeRows:
         columns = self._columns
         return DecodeRows(self._rows[:count], columns.pages, columns.length, np.zeros(0, dtype=np.int64), version)
+
+
+def _step(compute: Compute, rows: DecodeRows, draws: bool, made: torch.Tensor) -> None:
+    made.copy_(compute(rows, draws))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from attrs import define
 
@@ -72,7 +74,7 @@ class Forward:
         self._fixed: FixedSteps | None = None
         wanted = pool.device.torch_device.type == "cuda" if fixed is None else fixed
         if wanted and self.attention.fixed and decoder.ranks == 1:
-            self._fixed = FixedSteps(table.members, table.columns, stream, self.attention, self._compute)
+            self._fixed = FixedSteps(table.members, table.columns, stream, self.attention, self._weakly())
 
     def launch(self, work: StepWork) -> tuple[torch.Tensor, Event]:
         """Queue a step. The tokens, [rows + last chunks] on the host, are there when the event has fired.
@@ -99,6 +101,17 @@ class Forward:
                 made = self._compute(rows, work.draws, work.chunks)
             out.copy_(made, non_blocking=True)
 
+    def _weakly(self) -> Callable[[DecodeRows, bool], torch.Tensor]:
+        """``_compute`` for what is this one's own: in a cycle the pool would outlive it until garbage is collected."""
+        method = weakref.WeakMethod(self._compute)
+
+        def compute(rows: DecodeRows, draws: bool) -> torch.Tensor:
+            found = method()
+            assert found is not None, "only this one launches its steps"
+            return found(rows, draws)
+
+        return compute
+
     def _compute(self, decode: DecodeRows, draws: bool, chunks: Sequence[ChunkWork] = ()) -> torch.Tensor:
         """The tokens that rows and last chunks make, put into the columns too. Rows of length 0 are padding.
 
@@ -113,9 +126,9 @@ class Forward:
         prefilled, picks, slots, ends, at = [], list(range(len(rows))), [rows], [length], len(rows)
         for chunk in chunks:
             count = len(chunk.tokens)
-            pages_of = self._send(torch.tensor(chunk.pages, dtype=torch.int64))
+            pages_of = columns.send(np.array(chunk.pages, dtype=np.int64))
             where = torch.arange(chunk.start, chunk.start + count, device=rows.device)
-            tokens.append(self._send(torch.from_numpy(chunk.tokens)))
+            tokens.append(columns.send(chunk.tokens))
             positions.append(where)
             page.append(pages_of[where // size])
             offset.append(where % size)
@@ -123,21 +136,17 @@ class Forward:
             at += count
             if chunk.slot >= 0:
                 picks.append(at - 1)
-                slots.append(self._send(torch.tensor([chunk.slot], dtype=torch.int64)))
+                slots.append(columns.send(np.array([chunk.slot], dtype=np.int64)))
                 ends.append(where[-1:] + 1)
         step = StepRows(torch.cat(page), torch.cat(offset), decode, prefilled)
         hidden = self._decoder.hidden(torch.cat(tokens), torch.cat(positions), self.attention.over(step))
         if chunks:
-            hidden = hidden[self._send(torch.tensor(picks, dtype=torch.int64))]
+            hidden = hidden[columns.send(np.array(picks, dtype=np.int64))]
         into = torch.cat(slots)
         made = self._pick(self._decoder.logits(hidden), into, torch.cat(ends), draws)
         columns.last[into] = made.clamp_min(0)  # -1 is told to the host; a row's next token must be one
         columns.length[rows] = length + (length > 0)
         return made
-
-    def _send(self, values: torch.Tensor) -> torch.Tensor:
-        """Small host values on the device. Not blocking: else the host would wait for all steps queued before."""
-        return values.to(self.table.columns.device, non_blocking=True)
 
     def _row_ids(self, work: StepWork) -> torch.Tensor:
         """The rows on the device; sent only when they have changed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,24 @@ def test_the_watch_sees_what_a_graph_forbids() -> None:
         step(torch.tensor([1, 2]))
     assert first.seen != second.seen, "shapes differ"
     assert [name for name, *_ in first.seen if any(word in name for word in FORBIDDEN)], "the host waits for a number"
+
+
+def test_memory_goes_with_its_executor_before_any_garbage_is_collected(decoder: Decoder) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for name, fixed in (("torch", False), ("triton", True), ("triton_invariant", True)):
+            device = here()
+            executor = TorchExecutor(
+                colocated(decoder, 14, 16, 1), {"d0": device}, {"l0": decoder}, attention=name, fixed=fixed
+            )
+            executor.expect(Job(Request("r", 3, 4), np.arange(3), 4))
+            serve(Scheduler(executor.cluster, policy("fcfs")), executor, [(0.0, Arrived(Request("r", 3, 4)))])
+            pools = [weakref.ref(pool) for pool in executor.pools.values()]
+            del executor
+            assert [pool() for pool in pools] == [None] * len(pools), name
+    finally:
+        gc.enable()
 
 
 def test_a_plan_is_made_for_other_rows_and_after_a_page_of_steps() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignedsched_torch.devices import CpuDevice, CudaDevice
-from alignedsched_torch.kernels.attention import prefill_chunks, varlen
+from alignedsched_torch.kernels.attention import causal, prefill_chunks, varlen
 from alignedsched_torch.memory import KVPool, PageShape
 from alignedsched_torch.models.attention import ChunkRows
 from tests.kernels.paged import error
@@ -46,13 +47,49 @@ def as_documented(
     return out
 
 
+def without_gqa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """The same before torch 2.12."""
+    assert key.shape[1] == value.shape[1] == query.shape[1]
+    k, v = key[:, :: HEADS // KV_HEADS], value[:, :: HEADS // KV_HEADS]
+    return as_documented(query, k, v, cu_seq_q, cu_seq_k, max_q, max_k, window_size=window_size, enable_gqa=True)
+
+
+def without_windows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """The same in torch 2.10."""
+    assert is_causal
+    return without_gqa(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size=(-1, 0))
+
+
+VERSIONS = (as_documented, without_gqa, without_windows)
+
+
 def test_torch_takes_what_it_is_handed() -> None:
-    attention = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
-    wanted = list(inspect.signature(as_documented).parameters.values())
-    takes = inspect.signature(attention).parameters
-    for place, parameter in enumerate(wanted):
-        assert takes[parameter.name].kind == parameter.kind
-        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY or list(takes)[place] == parameter.name
+    attention = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has none").varlen_attn
+    assert causal(attention) is not None
+    assert list(inspect.signature(attention).parameters)[:7] == list(inspect.signature(as_documented).parameters)[:7]
+
+
+def test_an_attention_that_cannot_be_causal_is_not_used() -> None:
+    assert causal(lambda query, key, value: query) is None
 
 
 CHUNKS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 20)), min_size=1, max_size=4)
@@ -74,12 +111,14 @@ def made(
 
 
 @settings(max_examples=40)
-@given(CHUNKS, st.sampled_from([1, 4, 16]), st.integers(0, 3), st.integers(0, 1 << 20))
-def test_all_chunks_at_once_equal_one_by_one(chunks: list[tuple[int, int]], page: int, before: int, seed: int) -> None:
+@given(CHUNKS, st.sampled_from([1, 4, 16]), st.integers(0, 3), st.sampled_from(VERSIONS), st.integers(0, 1 << 20))
+def test_all_chunks_at_once_equal_one_by_one(
+    chunks: list[tuple[int, int]], page: int, before: int, version: Callable[..., torch.Tensor], seed: int
+) -> None:
     q, kv, rows = made(chunks, page, before, seed, torch.float64, torch.device("cpu"))
     one, all_at_once = torch.full_like(q, 7.0), torch.full_like(q, 7.0)
     prefill_chunks(q, kv, rows, one, None)
-    prefill_chunks(q, kv, rows, all_at_once, as_documented)
+    prefill_chunks(q, kv, rows, all_at_once, causal(version))
     assert torch.allclose(one, all_at_once)
     assert bool((all_at_once[:before] == 7.0).all())
 
@@ -92,7 +131,8 @@ def test_on_a_cpu_there_is_none() -> None:
 def test_torchs_own_equals_one_by_one() -> None:
     pool = KVPool("d0", CudaDevice("d0"), PageShape(1, KV_HEADS, DIM, 16, torch.bfloat16), 2)
     attention = varlen(pool)
-    assert attention is not None
+    if attention is None:
+        pytest.skip(f"torch {torch.__version__} has no variable-length attention")
     q, kv, rows = made([(0, 20), (37, 9)], 16, 2, 1, torch.bfloat16, pool.device.torch_device)
     one, all_at_once = torch.zeros_like(q), torch.zeros_like(q)
     prefill_chunks(q, kv, rows, one, None)

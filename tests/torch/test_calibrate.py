@@ -22,7 +22,7 @@ from alignedsched.load import Load
 from alignedsched.measured import Measured
 from alignedsched.sim.build import build
 from alignedsched_torch.calibrate import steps
-from alignedsched_torch.calibrate.bench import Bench
+from alignedsched_torch.calibrate.bench import STEPS, Bench
 from alignedsched_torch.calibrate.fits import errors, least_squares
 from alignedsched_torch.calibrate.random_model import TINY, random_decoder
 from alignedsched_torch.calibrate.rounds import quiet
@@ -31,6 +31,7 @@ from alignedsched_torch.calibrate.shapes import SLACK, Limits, chunks, grid, len
 from alignedsched_torch.cli import main
 from alignedsched_torch.clusters import Sizes, open_devices, plan_cluster
 from alignedsched_torch.engine import Engine
+from alignedsched_torch.forward import StepWork
 from alignedsched_torch.tiny import write_tiny
 from benchmarks.calibrate_cpu import CpuTimeDevice, agreement
 
@@ -120,10 +121,11 @@ class Planted(Bench):
     truth = AffineCosts(1e-3, 1e-5, 2e-7, per_pair=3e-9)
     noise = np.random.default_rng(1)
 
-    def chunks_beside(self, chunks: Sequence[tuple[int, int]], lengths: Sequence[int], steps: int) -> float:
-        middle = (steps - 1) // 2
-        members = [length + middle for length in lengths]
-        load = Load(len(members), sum(members), max(members, default=0), tuple(chunks))
+    def decode(self, lengths: Sequence[int], steps: int = STEPS) -> float:
+        return self.chunks_beside((), lengths)
+
+    def chunks_beside(self, chunks: Sequence[tuple[int, int]], lengths: Sequence[int]) -> float:
+        load = Load(len(lengths), sum(lengths), max(lengths, default=0), tuple(chunks))
         return self.truth.step_seconds(load) * float(self.noise.lognormal(0, 0.02))
 
 
@@ -177,11 +179,31 @@ def test_a_bench_measures_the_batch_it_is_asked_for(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(here.executor.lanes[here.lane.id]._forward, "launch", watched)
     here.decode([100, 50], steps=5)
-    assert [work.lengths.tolist() for work in seen] == [[98 + j, 48 + j] for j in range(5)]  # type: ignore[attr-defined]
+    assert [work.lengths.tolist() for work in seen] == [[97 + j, 47 + j] for j in range(6)]  # type: ignore[attr-defined]
     seen.clear()
     here.chunk(16, 40, [7])
-    assert [(chunk.start, len(chunk.tokens)) for chunk in seen[0].chunks] == [(16, 24)]  # type: ignore[attr-defined]
-    assert seen[0].lengths.tolist() == [7]  # type: ignore[attr-defined]
+    assert not seen[0].chunks, "members decode already"  # type: ignore[attr-defined]
+    assert [(chunk.start, len(chunk.tokens)) for chunk in seen[1].chunks] == [(16, 24)]  # type: ignore[attr-defined]
+    assert seen[1].lengths.tolist() == [7]  # type: ignore[attr-defined]
+    assert len(seen) == 2
+
+
+def test_putting_a_batch_together_is_no_part_of_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, now, takes = bench(), 0.0, iter([100.0, 1.0, 2.0, 4.0, 5.0])
+    forward = here.executor.lanes[here.lane.id]._forward
+    launch = forward.launch
+
+    def launched(work: StepWork) -> object:
+        nonlocal now
+        now += next(takes)
+        return launch(work)
+
+    monkeypatch.setattr(forward, "launch", launched)
+    monkeypatch.setattr(here.watch, "_read", lambda: now)
+    assert here.decode([40, 17, 3], steps=4) == 3.0
+    assert not list(takes)
+    takes = iter([100.0, 7.0])
+    assert here.chunk(0, 20, [40, 17, 3]) == 7.0
 
 
 # -- the whole

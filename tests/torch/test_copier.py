@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from alignedsched.cluster import HOST
-from alignedsched.errors import ExecutorError
+from alignedsched.errors import ConfigError, ExecutorError
 from alignedsched.events import CopyDone, CopyFailed
 from alignedsched.plan import Copy
-from alignedsched_torch.memory import copier
+from alignedsched_torch.memory import Copier, copier
 from alignedsched_torch.memory.ways import IN_FLIGHT
 from benchmarks.staged_life import PAGES, SHAPE, STAGING, WAYS, Life, World, small_chunks
 from benchmarks.staging_lives import measure
@@ -44,9 +44,9 @@ class CopierMachine(RuleBasedStateMachine):
     gpus = (0, 0)
     life: Life
 
-    @initialize(seed=st.integers(0, 1 << 16), slots=st.integers(0, 3))
-    def begin(self, seed: int, slots: int) -> None:
-        self.life = Life(World.make(seed, self.kind, slots, self.gpus), Random(seed))
+    @initialize(seed=st.integers(0, 1 << 16), slots=st.integers(0, 3), layers=st.integers(1, 2))
+    def begin(self, seed: int, slots: int, layers: int) -> None:
+        self.life = Life(World.make(seed, self.kind, slots, self.gpus, layers), Random(seed))
 
     @rule(
         seed=st.integers(0, 1 << 16),
@@ -148,6 +148,34 @@ def test_a_split_copy_takes_the_time_of_both_links_and_arrives_whole() -> None:
         assert (world.copier.relayed_bytes > 0) == bool(slots)
         assert world.copier.copied_bytes[HOST, "d0"] == 80 * 32
     assert 0.5 < seconds[1] / seconds[0] < 0.62, "two equal links: half the time, and the last chunk's way out"
+
+
+@pytest.mark.parametrize("slots", [0, 2])
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_chunks_smaller_than_a_page_hold_some_of_its_layers(slots: int, at_once: int) -> None:
+    world = World.make(0, slots=slots, layers=3)
+    world.copier.host_chunk_bytes = at_once * SHAPE.bytes
+    pages = held(world, HOST, 80)
+    pages[:] = torch.arange(float(pages.numel()), dtype=torch.float64).view(pages.shape)
+    world.pools[HOST].data[world.pools[HOST].pages("a")] = pages
+    for number, (start, end) in enumerate(((0, 22), (22, 80))):
+        world.copier.start(Copy(number, "a", HOST, "d0", start, end))
+        assert ends(world) == [CopyDone(number)]
+    assert torch.equal(world.pools["d0"].data[world.pools["d0"].pages("a")], pages)
+    assert (world.copier.relayed_bytes > 0) == bool(slots)
+    world.copier.start(Copy(2, "a", "d0", HOST, 0, 4))
+    assert world.copier.poll() == []
+    assert world.clock is not None
+    began = world.clock.now
+    assert ends(world) == [CopyDone(2)]
+    each = -(-3 // at_once)
+    assert world.clock.now - began == pytest.approx(each * 1e-5 + 3 * SHAPE.bytes / 1e6), "as many chunks"
+
+
+def test_a_chunk_without_a_byte_is_refused() -> None:
+    world = World.make(0)
+    with pytest.raises(ConfigError, match="host_chunk_bytes must be at least 1, got 0"):
+        Copier(world.copier._cluster, world.pools, world.devices, host_chunk_bytes=0)
 
 
 def test_a_helper_that_fails_costs_time_and_its_chunks_go_over_the_own_link() -> None:

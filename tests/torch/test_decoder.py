@@ -92,6 +92,28 @@ def test_logits_equal_those_of_transformers(case: str, tmp_path: Path) -> None:
     assert float((narrow.double() - wanted).abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 20), (torch.bfloat16, 5)])
+def test_fused_norms_are_the_same_but_for_rounding(dtype: torch.dtype, bits: int, tmp_path: Path) -> None:
+    write("qwen3", tmp_path)  # norms of q and k too, which are parts of one tensor
+    config, calls = ModelConfig.from_folder(tmp_path), []
+    loaded = load_weights(tmp_path, config, dtype, torch.device("cpu"))
+    plain, fused = Decoder(config, loaded), Decoder(config, loaded)
+    assert not plain._fused, "on a CPU tokens are those of transformers to the bit"
+    fused._fused = True
+    fused_norm = torch.nn.functional.rms_norm
+    rows = torch.arange(7)
+
+    def counted(*given: Any) -> torch.Tensor:
+        calls.append(given)
+        return fused_norm(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "rms_norm", counted)
+        made = [decoder.hidden(rows, rows, lambda layer, q, *_: q).double() for decoder in (plain, fused)]
+    assert len(calls) == 4 * config.layers + 1
+    assert float(((made[0] - made[1]).abs() / (1 + made[0].abs())).max()) < 2.0**-bits
+
+
 @pytest.mark.parametrize("case", ["llama", "qwen2", "qwen3"])
 def test_the_shards_of_two_ranks_add_up(case: str, tmp_path: Path) -> None:
     write(case, tmp_path)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +21,13 @@ from hypothesis import strategies as st
 from alignedsched.cost_sheet import Curve
 from alignedsched.load import Load
 from alignedsched_torch.calibrate.shapes import lengths
-from benchmarks import gpu
+from alignedsched_torch.models import Decoder
+from benchmarks import gpu, gpu_gain, gpu_timing
 from benchmarks.gpu_gain import FittedCosts
-from benchmarks.gpu_kernels import Batch, Heads, library, room
+from benchmarks.gpu_kernels import Batch, Heads, kernels, library, library_in_one_piece, library_takes, reads, room
 from benchmarks.gpu_surface import Point, Surface, cells, fitted
 from benchmarks.gpu_text import table, targets
-from benchmarks.gpu_timing import Record, Size
+from benchmarks.gpu_timing import Record, Size, Timer
 
 SMOKE, FULL = Size.of(True), Size(False, torch.device("cpu"), torch.float32)
 
@@ -56,6 +58,11 @@ def test_a_smoke_run_measures_everything(found: dict[str, list[dict[str, Any]]])
         "host->device", "device->host", "both ways",
     }  # fmt: skip
     assert {row["members"] for row in found["steps"] if row["what"] == "host"} == {1, 3}
+    beside = [row for row in found["steps"] if row["what"] == "prefetch"]
+    assert {(row["way"], row["chunk_bytes"], row["default"]) for row in beside} == {
+        (way, chunk, default) for way in ("host->device", "device->host")
+        for chunk, default in ((16 << 20, True), (1 << 14, False))
+    }  # fmt: skip
     assert {row["kv_heads"] for row in found["surface"] if row["what"] == "surface"} == {2, 1}
     assert all(row["throughput_tok_s"]["fcfs"] > 0 for row in found["gain"] if row["what"] == "gain")
 
@@ -119,7 +126,8 @@ def test_a_part_that_fails_is_a_finding_and_late_ones_are_left_out(tmp_path: Pat
 def test_targets_hold_or_not_by_what_was_found() -> None:
     state = {"what": "state", "copy_bytes_per_s": 4e12}
     rows = [
-        {"what": "attention", "kernel": kernel, "batch": batch, "page": 64, "seconds": s, "bytes_per_s": b, "big": big}
+        {"what": "attention", "kernel": kernel, "batch": batch, "page": 64, "reads": "KV in one piece", "seconds": s,
+         "bytes_per_s": b, "big": big}
         for kernel, batch, s, b, big in (
             ("balanced", "a", 1.0, 3.6e12, True), ("balanced", "small", 1.0, 1e12, False),
             ("library", "a", 1.2, 3e12, True), ("flashinfer", "a", 0.9, 4e12, True),
@@ -129,13 +137,81 @@ def test_targets_hold_or_not_by_what_was_found() -> None:
     copies = [{"what": "copy", "way": "host->device", "how": how, "piece_bytes": size, "bytes_per_s": speed}
               for how, size, speed in ways]  # fmt: skip
     steps = [{"what": "step", "members": 64, "ratio": 1.2}, {"what": "host", "members": 256, "seconds": 9e-5},
-             {"what": "prefetch", "slower": 0.02}]  # fmt: skip
+             *({"what": "prefetch", "slower": slower, "default": default, "way": way} for slower, default, way in (
+                 (0.02, True, "host->device"), (0.2, False, "host->device"), (0.3, True, "device->host")))]  # fmt: skip
     sections = {"attention": {"rows": [state, *rows, state]}, "copies": {"rows": copies}, "steps": {"rows": steps}}
+    assert targets(sections)[1]["target"] == (
+        "decode attention, times as fast as library (KV in one piece), worst batch"
+    )
     holds = [(target["found"], target["holds"]) for target in targets(sections)]
     assert holds == [
         (0.9, True), (1.2, True), (0.9, False), (0.98, True), (None, None), (0.02, True), (None, None), (1.2, False),
         (None, None), (9e-5, True),
     ]  # fmt: skip
+
+
+class Counting:
+    """A clock by which a layer takes 1 s, everything else of a model's pass 10 s, and anything else half a second."""
+
+    layers, passes = 0, 0
+
+    def __init__(self, size: Size) -> None:
+        pass
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        Counting.layers = Counting.passes = 0
+        work()
+        return 10.0 * self.passes + self.layers if self.passes else 0.5
+
+
+def test_what_comes_once_a_step_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend, hidden = Decoder._attend, Decoder.hidden
+
+    def attended(*given: Any) -> torch.Tensor:
+        Counting.layers += 1
+        return attend(*given)
+
+    def passed(*given: Any) -> torch.Tensor:
+        Counting.passes += 1
+        return hidden(*given)
+
+    monkeypatch.setattr(Decoder, "_attend", attended)
+    monkeypatch.setattr(Decoder, "hidden", passed)
+    monkeypatch.setattr(gpu_gain, "Timer", Counting)
+    layers, rows, _ = gpu_gain._linear(Record(tmp_path / "rows", time.monotonic() + 60), SMOKE)
+    assert layers == 4
+    assert [rows.at(n) for n in (1, 64)] == [10.0 + 4 * 1.0 + 0.5] * 2
+
+
+def test_the_cache_is_emptied_by_reading_so_that_nothing_is_left_to_be_written_back() -> None:
+    timer = Timer(SMOKE)
+    written = timer._scratch._version
+    timer._flush()
+    assert timer._scratch._version == written
+    assert timer._flushed.device == timer._scratch.device
+
+
+def test_clocks_are_read_after_the_gpu_was_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Told:
+        def __init__(self, size: Size) -> None:
+            pass
+
+        def copy_bandwidth(self) -> float:
+            seen.append("copies")
+            return 1e12
+
+    def clocks(device: torch.device) -> dict[str, str]:
+        seen.append("clocks")
+        return {"clocks.sm": "1980 MHz"}
+
+    monkeypatch.setattr(gpu_timing, "Timer", Told)
+    monkeypatch.setattr(gpu_timing, "gpu_state", clocks)
+    record = Record(tmp_path / "rows", time.monotonic() + 60)
+    record.state(FULL, "begin")
+    assert seen == ["copies", "clocks"]
+    assert record.rows[0] == {"what": "state", "when": "begin", "copy_bytes_per_s": 1e12, "clocks.sm": "1980 MHz"}
 
 
 # A tail that never binds among the cells cannot be found: s is a fair share of the bandwidth, as FlashAttention's.
@@ -210,3 +286,48 @@ def test_the_library_is_given_the_pages_that_it_asks_for(monkeypatch: pytest.Mon
     monkeypatch.setattr(varlen, "varlen_attn", wrong_reference)
     with pytest.raises(RuntimeError, match="row 0 is off"):
         library(batch)
+
+
+def packed_reference(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """The same before torch 2.12: no pages, one request's keys behind another's."""
+    assert window_size == (-1, -1)
+    ends = cu_seq_k.tolist()
+    assert (max_q, max_k, ends[-1]) == (1, int(cu_seq_k.diff().max()), len(key))
+    out = torch.empty_like(query)
+    for row in range(len(query)):
+        k, v = (side[ends[row] : ends[row + 1]].transpose(0, 1) for side in (key, value))
+        k, v = (side.repeat_interleave(query.shape[1] // side.shape[0], 0) for side in (k, v))
+        out[row] = torch.nn.functional.scaled_dot_product_attention(query[row][:, None], k, v)[:, 0]
+    return out
+
+
+def test_a_torch_without_pages_is_compared_with_over_kv_in_one_piece_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    heads = Heads(4, 2, 16)
+    batch = Batch(np.array([70, 3, 25]), heads, 16, SMOKE, room(200, heads, SMOKE))
+    for reference, made, words in (
+        (packed_reference, library_in_one_piece, "KV in one piece"), (paged_reference, library, "pages of 256"),
+    ):  # fmt: skip
+        library_takes.cache_clear()
+        monkeypatch.setattr(varlen, "varlen_attn", reference)
+        assert kernels(FULL)["library"] is made
+        assert reads("library", 64) == words
+        work, out = made(batch)
+        assert torch.equal(out, cast(torch.Tensor, work()))
+    library_takes.cache_clear()
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert "library" not in kernels(FULL)
+    library_takes.cache_clear()
+    assert reads("balanced", 64) == "pages of 64"

@@ -24,7 +24,7 @@ from ..job import Job
 from ..models import Decoder
 from .stopwatch import Stopwatch
 
-STEPS = 4  # of an order that is timed: the first few after a change cost what any others do
+STEPS = 4  # of an order that are timed
 
 
 class Bench:
@@ -52,23 +52,43 @@ class Bench:
     # -- steps
 
     def decode(self, lengths: Sequence[int], steps: int = STEPS) -> float:
-        """Seconds of one step of members whose context lengths are ``lengths`` in the middle of ``steps`` steps."""
-        starts = [max(2, length - (steps - 1) // 2) for length in lengths]
-        return self.chunks_beside((), starts, steps)
+        """Seconds of one step of members whose context lengths are ``lengths`` in the middle of ``steps`` steps.
+
+        One step more comes first: with it the batch is put together, on a device that waits, and its end starts the
+        clock. What is timed is how steps follow each other while the batch stays as it is.
+        """
+        starts = [max(2, length - (steps - 1) // 2 - 1) for length in lengths]
+        plan, jobs = self._order((), starts, 1 + steps)
+        lane = self.executor.lanes[self.lane.id]
+        first = lane.done + 1
+        self.executor.submit(plan)
+        lane.end_steps(first)
+        self.watch.start_amid()
+        seconds, _ = self._until_done(plan.steps[0])
+        self._clear(jobs)
+        return seconds / steps
 
     def chunk(self, start: int, end: int, lengths: Sequence[int] = ()) -> float:
         """Seconds of one step with a prefill chunk of tokens ``start`` to ``end``, beside decoding members."""
-        return self.chunks_beside(((start, end),), lengths, 1)
+        return self.chunks_beside(((start, end),), lengths)
 
-    def chunks_beside(self, chunks: Sequence[tuple[int, int]], lengths: Sequence[int], steps: int) -> float:
-        """Seconds a step of an order over ``steps`` steps with these chunks in its first, from launch to its report."""
-        plan, jobs = self._order(chunks, lengths, steps)
+    def chunks_beside(self, chunks: Sequence[tuple[int, int]], lengths: Sequence[int]) -> float:
+        """Seconds of one step with these chunks, from its order to its report, in a lane whose members decode already.
+
+        They have made a step before, so that only the chunks are new, as in service.
+        """
+        jobs: tuple[str, ...] = ()
+        if lengths:
+            plan, jobs = self._order((), [max(2, length - 1) for length in lengths], 1)
+            self.executor.submit(plan)
+            self._until_done(plan.steps[0])
+        plan, more = self._order(chunks, (), 1)
         self.watch.start()
         self.executor.submit(plan)
         self._until_done(plan.steps[0])
         seconds = self.watch.stop()
-        self._clear(jobs)
-        return seconds / steps
+        self._clear((*jobs, *more))
+        return seconds
 
     def beside(
         self, lengths: Sequence[int], steps: int, source: str = "", target: str = "", tokens: int = 0

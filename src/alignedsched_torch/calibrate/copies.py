@@ -103,7 +103,7 @@ def _beside(
 
     def once(key: str) -> float:
         if key == "steps":
-            return steps * bench.decode(company, steps)
+            return bench.beside(company, steps)[0]
         if key == "copy":
             return bench.copy(source, target, tokens)
         for what, taken in zip(("steps", "copy"), bench.beside(company, steps, source, target, tokens), strict=True):

@@ -149,7 +149,7 @@ def held_out(
 
     def once(key: tuple[str, tuple[int, ...], tuple[tuple[int, int], ...]]) -> float:
         _, members, parts = key
-        return bench.chunks_beside(parts, members, 1) if parts else bench.decode(members)
+        return bench.chunks_beside(parts, members) if parts else bench.decode(members)
 
     found = Rounds("batches not seen", seconds, rng, told).medians(list(dict.fromkeys(steps)), once)
     kinds = {}

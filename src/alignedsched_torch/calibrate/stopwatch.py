@@ -29,9 +29,13 @@ class Stopwatch:
         """Time runs from here, once the device is idle."""
         self._began = self._now()
 
+    def start_amid(self) -> None:
+        """Time runs from here at once: the device goes on with what it does."""
+        self._began = self._read()
+
     def lap(self) -> float:
         """Seconds since ``start``, waiting for nothing: what was reported has ended."""
-        return (time.perf_counter() if self._gpu else time.process_time()) - self._began
+        return self._read() - self._began
 
     def stop(self) -> float:
         """Seconds since ``start``, everything queued meanwhile included."""
@@ -40,5 +44,7 @@ class Stopwatch:
     def _now(self) -> float:
         if self._gpu:
             torch.cuda.synchronize(self._place)
-            return time.perf_counter()
-        return time.process_time()
+        return self._read()
+
+    def _read(self) -> float:
+        return time.perf_counter() if self._gpu else time.process_time()

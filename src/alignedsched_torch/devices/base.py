@@ -115,6 +115,13 @@ class Device(Protocol):
         """Host memory for ``count`` token ids that work on this device may write without the host's help."""
         ...
 
+    def settle(self) -> None:
+        """The host waits until all memory that was made or filled outside of streams is as it is to be.
+
+        Streams do not wait for that: whoever makes memory calls this before streams use it.
+        """
+        ...
+
     def scribble(self, tensor: torch.Tensor) -> None:
         """Memory was given back. Where faults are looked for its contents are destroyed; elsewhere nothing happens."""
         ...

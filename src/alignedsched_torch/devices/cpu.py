@@ -70,6 +70,9 @@ class CpuDevice:
     def host_ids(self, count: int) -> torch.Tensor:
         return torch.full((count,), -1, dtype=torch.int64)
 
+    def settle(self) -> None:
+        """Memory is filled on the spot."""
+
     def scribble(self, tensor: torch.Tensor) -> None:
         """Nobody can have missed a wait here."""
 

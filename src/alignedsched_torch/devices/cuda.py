@@ -7,11 +7,12 @@ puts a barrier before and behind it on the target's current stream, which must t
 from __future__ import annotations
 
 import math
+import mmap
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -39,34 +40,47 @@ class CudaStream:
         self.stream = torch.cuda.Stream(device, priority=priority)
         self.stream.wait_stream(torch.cuda.current_stream(device))  # weights and pools are still being filled there
         self._sides: dict[int, torch.cuda.Stream] = {}  # on the other GPU of a copy, by its index
-        self._pool: Any = None  # memory of its graphs
+        self._recorded: Callable[[], torch.cuda.CUDAGraph | None] = lambda: None  # the last graph, if it is still there
 
     def launch(self, work: Callable[[], object], seconds: float = 0.0) -> None:
         with torch.cuda.stream(self.stream):
             work()
 
     def recorded(self, work: Callable[[], object]) -> Callable[[], object]:
-        """A CUDA graph. Run once before, so that kernels are compiled and libraries have their memory."""
+        """A CUDA graph. Run once before, so that kernels are compiled and libraries have their memory.
+
+        Graphs of one stream never run at once, so they share the memory for what they need in between.
+        """
         work()
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), self._recorded()
+        pool = None if before is None else before.pool()
         # Copies go on meanwhile on other streams, queued by this thread or another: only its own calls are watched.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             work()
-        self._pool = graph.pool()  # graphs of one stream never run at once: they may share what they need in between
+        self._recorded = weakref.ref(graph)  # its memory goes when whoever replays it goes
         return graph.replay
 
     def copy(self, pieces: Sequence[Piece], link: str = "") -> None:
-        for piece in pieces:
-            with torch.cuda.stream(self.stream), torch.cuda.stream(self._side(piece)):
-                piece.target.copy_(piece.source, non_blocking=True)
+        for other, together in groupby(pieces, self._other):  # pieces of one link: one group
+            with torch.cuda.stream(self.stream), torch.cuda.stream(self._side(other)):
+                for piece in together:
+                    piece.target.copy_(piece.source, non_blocking=True)
 
-    def _side(self, piece: Piece) -> torch.cuda.Stream:
-        """The stream that stands for the other GPU in a copy between two; this one where there is only one GPU."""
-        here = self.stream.device_index
-        for end in (piece.target, piece.source):
-            if end.is_cuda and end.device.index != here:
-                return self._sides.setdefault(end.device.index, torch.cuda.Stream(end.device))
-        return self.stream
+    def _other(self, piece: Piece) -> int:
+        """The index of the other GPU in a copy between two; this one's where there is only one GPU."""
+        here = int(self.stream.device_index)
+        others = (end.device.index for end in (piece.target, piece.source) if end.is_cuda)
+        return next((index for index in others if index != here), here)
+
+    def _side(self, index: int) -> torch.cuda.Stream:
+        """The stream that stands for a GPU in this one's copies, made when first needed."""
+        if index == self.stream.device_index:
+            return self.stream
+        if index not in self._sides:
+            side = torch.cuda.Stream(torch.device("cuda", index))
+            side.wait_stream(torch.cuda.current_stream(side.device))  # as ``__init__`` does on its own
+            self._sides[index] = side
+        return self._sides[index]
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, CudaEvent), "events of a CUDA device come from CUDA streams"
@@ -102,8 +116,14 @@ class CudaDevice:
         return torch.zeros(tuple(shape), dtype=dtype, device=self.torch_device)
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Pinned exactly as large as asked: torch's own pinned allocator rounds up to a power of two."""
-        buffer = np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+        """Pinned exactly as large as asked, where torch's own pinned allocator rounds up to a power of two.
+
+        It begins with a page of memory: only pages can be pinned, and a first one shared with other data would be too.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        buffer = np.empty(size + mmap.PAGESIZE, dtype=np.uint8)
+        skipped = -buffer.ctypes.data % mmap.PAGESIZE
+        buffer = buffer[skipped : skipped + size]
         if buffer.nbytes:
             status = torch.cuda.cudart().cudaHostRegister(buffer.ctypes.data, buffer.nbytes, 0)
             if int(status):
@@ -114,6 +134,9 @@ class CudaDevice:
 
     def host_ids(self, count: int) -> torch.Tensor:
         return torch.empty((count,), dtype=torch.int64, pin_memory=True)
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self.torch_device)
 
     def scribble(self, tensor: torch.Tensor) -> None:
         """Streams are ordered by events; memory given back is left as it is."""

@@ -172,6 +172,9 @@ class ModelledDevice:
     def host_ids(self, count: int) -> torch.Tensor:
         return torch.full((count,), -1, dtype=torch.int64)
 
+    def settle(self) -> None:
+        """Memory is filled on the spot."""
+
     def scribble(self, tensor: torch.Tensor) -> None:
         destroy(tensor)
 

@@ -130,6 +130,9 @@ class ThreadedDevice:
     def host_ids(self, count: int) -> torch.Tensor:
         return torch.full((count,), -1, dtype=torch.int64)
 
+    def settle(self) -> None:
+        """Memory is filled on the spot."""
+
     def scribble(self, tensor: torch.Tensor) -> None:
         destroy(tensor)
 

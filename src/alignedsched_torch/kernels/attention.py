@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .plan import plan
 from .write import rope_write
 
 INTERPRETED_PROGRAMS = 4  # on a CPU: enough to cut runs, few enough to wait for
+Varlen = Callable[..., Any]  # q, k, v, offsets of both, most rows of both -> causal attention of packed sequences
 
 
 class TritonAttention:
@@ -92,7 +94,7 @@ def default_programs(device: torch.device) -> int:
 
 
 def prefill_chunks(
-    q: torch.Tensor, kv: torch.Tensor, chunks: Sequence[ChunkRows], out: torch.Tensor, varlen: Callable[..., Any] | None
+    q: torch.Tensor, kv: torch.Tensor, chunks: Sequence[ChunkRows], out: torch.Tensor, varlen: Varlen | None
 ) -> None:
     """Causal attention of all chunks' rows: by torch's variable-length attention in one launch, else one by one.
 
@@ -111,9 +113,8 @@ def prefill_chunks(
         for side in (0, 1)
     )
     out[first:last] = varlen(
-        q[first:last], k, v, _offsets(counts, q.device), _offsets(ends, q.device), max(counts), max(ends),
-        window_size=(-1, 0), enable_gqa=True,
-    )  # fmt: skip
+        q[first:last], k, v, _offsets(counts, q.device), _offsets(ends, q.device), max(counts), max(ends)
+    )
 
 
 def _in_a_row(side: torch.Tensor, pages: torch.Tensor, end: int) -> torch.Tensor:
@@ -128,13 +129,34 @@ def _offsets(counts: list[int], device: torch.device) -> torch.Tensor:
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
-def varlen(pool: KVPool) -> Callable[..., Any] | None:
-    """``torch.nn.attention.varlen.varlen_attn``, where this torch has it as it is called here and it takes such KV."""
+def varlen(pool: KVPool) -> Varlen | None:
+    """``torch.nn.attention.varlen.varlen_attn``, where this torch has it (2.10 and later) and it takes such KV."""
     if pool.device.torch_device.type != "cuda" or pool.shape.dtype not in (torch.bfloat16, torch.float16):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    takes = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"window_size", "enable_gqa"} <= set(takes) else None
+    return causal(varlen_attn)
+
+
+def causal(attention: Callable[..., Any]) -> Varlen | None:
+    """Torch's variable-length attention as ``prefill_chunks`` calls it, whatever this version's arguments are.
+
+    Without ``enable_gqa`` (before 2.12) it is documented for as many KV heads as query heads, so they are repeated.
+    """
+    takes = inspect.signature(attention).parameters
+    if "window_size" in takes:
+        made = partial(attention, window_size=(-1, 0))
+    elif "is_causal" in takes:
+        made = partial(attention, is_causal=True)
+    else:
+        return None
+    if "enable_gqa" in takes:
+        return partial(made, enable_gqa=True)
+
+    def repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> Any:
+        each = q.shape[1] // k.shape[1]
+        return made(q, *(side.repeat_interleave(each, 1) if each > 1 else side for side in (k, v)), *rest)
+
+    return repeated

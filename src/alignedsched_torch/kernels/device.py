@@ -48,7 +48,7 @@ def _attend(
     top = tl.full([q.shape[0]], float("-inf"), tl.float32)
     weight = tl.zeros([q.shape[0]], tl.float32)
     total = tl.zeros([q.shape[0], q.shape[1]], tl.float32)
-    last = tl.maximum(stop - 1, start)
+    last = tl.maximum(stop - 1, 0)  # with nothing to read, too, a page of the run's own is looked up
     page = _pages_at(table, start, last, PAGE, TILE)
     for at in tl.range(start, stop, TILE, num_stages=STAGES):
         following = _pages_at(table, at + TILE, last, PAGE, TILE)
@@ -106,7 +106,8 @@ def balanced_kernel(
         run = first + i
         row, head = (run // KV_HEADS).to(tl.int64), run % KV_HEADS
         passed = run < last  # the program goes on to the run's end
-        slot = tl.load(rows + row, mask=passed | (end > 0), other=0)
+        there = passed | (end > 0)  # else nothing of this run is the program's, and it may lie behind all rows
+        slot = tl.load(rows + row, mask=there, other=0)
         length = tl.load(lengths + slot).to(tl.int32)
         unit = PAGE
         if SEGMENTS:
@@ -118,7 +119,7 @@ def balanced_kernel(
         if SEGMENTS:
             step = unit
         place = row * q_stride + (head * GROUP + g)[:, None] * DIM + d[None, :]
-        queries = tl.load(q + place, mask=within, other=0.0)
+        queries = tl.load(q + place, mask=within & there, other=0.0)
         keys = kv + head * (PAGE * DIM)
         for at in range(start, tl.where(mine, tl.maximum(stop, start + 1), start), step):
             total, top, weight = _attend(

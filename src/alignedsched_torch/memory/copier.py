@@ -3,7 +3,8 @@
 A copy is cut into chunks of whole pages, neighbours in both tiers joined into one piece; the page in which it begins
 is copied whole, over the same bytes. Few chunks are queued at a time, so an abort waits for megabytes and not for a
 batch. Chunks between devices may be large (each costs tens of microseconds there), those from and to the host are
-small enough to be given up.
+small enough to be given up. What a step sends and fetches waits behind the chunks that are queued that way, so smaller
+ones delay steps less and keep the link less busy; chunks below a page hold some of its layers.
 
 Routes: *direct* over the link of the two places; *staged*, which is two copies of the scheduler's, into a helper's
 staging tier and out of it; *split*, which is one copy whose chunks go over the target's own link and through the
@@ -13,12 +14,12 @@ helpers' slots at once (``ways``).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import define
 
 from alignedsched.cluster import HOST, Cluster
-from alignedsched.errors import ExecutorError
+from alignedsched.errors import ConfigError, ExecutorError
 from alignedsched.events import CopyDone, CopyFailed
 from alignedsched.plan import Copy
 from alignedsched.request import RequestId
@@ -55,12 +56,22 @@ class Copier:
 
     ``relay_slots``: slots of a host chunk each, which every device that can lends to the copies from the host to each
     other one (0: no copy is split). A device can if it has a link from the host and one to the target, and shares no
-    channel with the target's own link.
+    channel with the target's own link. ``host_chunk_bytes``: of a chunk from or to the host, at most (None:
+    ``HOST_CHUNK_BYTES``); a layer of a page is the least that moves. It may be lowered later, for copies to come.
+    Raises ConfigError for one below 1.
     """
 
     def __init__(
-        self, cluster: Cluster, pools: Mapping[str, KVPool], devices: Mapping[str, Device], relay_slots: int = 0
+        self,
+        cluster: Cluster,
+        pools: Mapping[str, KVPool],
+        devices: Mapping[str, Device],
+        relay_slots: int = 0,
+        host_chunk_bytes: int | None = None,
     ) -> None:
+        self.host_chunk_bytes = HOST_CHUNK_BYTES if host_chunk_bytes is None else host_chunk_bytes
+        if self.host_chunk_bytes < 1:
+            raise ConfigError(f"host_chunk_bytes must be at least 1, got {host_chunk_bytes!r}")
         self._cluster = cluster
         self._pools = pools
         self._shape = next(iter(pools.values())).shape
@@ -106,8 +117,11 @@ class Copier:
         """The own link comes first: a relay takes what it has no room for."""
         return (self._direct[ends], *self.relays[ends])
 
+    def _chunk_bytes(self, ends: Ends) -> int:
+        return self.host_chunk_bytes if HOST in ends else PEER_CHUNK_BYTES
+
     def _chunk_pages(self, ends: Ends) -> int:
-        return max(1, (HOST_CHUNK_BYTES if HOST in ends else PEER_CHUNK_BYTES) // self._shape.bytes)
+        return max(1, self._chunk_bytes(ends) // self._shape.bytes)
 
     # -- for the executor
 
@@ -143,7 +157,7 @@ class Copier:
         self._push(ends)
 
     def _cut(self, copy: Copy, ends: Ends) -> deque[Chunk]:
-        """Pieces of whole pages, grouped into chunks."""
+        """Pieces of whole pages, grouped into chunks; or of some layers of a page, each a chunk of its own."""
         source, target = self._pools[copy.source], self._pools[copy.target]
         first, last = copy.start // source.shape.page_size, source.shape.pages(copy.end)
         limit = self._chunk_pages(ends)
@@ -160,7 +174,10 @@ class Copier:
                 chunks[-1].append(_piece(source, there + done, target, here + done, now, begins))
                 done += now
                 room -= now
-        return chunks
+        layers = max(1, self._chunk_bytes(ends) * self._shape.layers // self._shape.bytes)
+        if layers >= self._shape.layers:
+            return chunks
+        return deque([part] for (piece,) in chunks for part in _of_layers(piece, layers))
 
     def _push(self, ends: Ends) -> None:
         """Keep every way busy: chunks of the oldest copies, in order."""
@@ -263,3 +280,11 @@ def _piece(source: KVPool, there: int, target: KVPool, here: int, pages: int, be
     into = target.data[here : here + pages]
     fresh = (into[:1, :, :, :, begins:], into[1:]) if begins else None
     return Piece(into, source.data[there : there + pages], fresh)
+
+
+def _of_layers(page: Piece, layers: int) -> Iterator[Piece]:
+    """A piece of one page in pieces of so many layers."""
+    for first in range(0, page.source.shape[1], layers):
+        cut = slice(first, first + layers)
+        fresh = None if page.fresh is None else tuple(part[:, cut] for part in page.fresh)
+        yield Piece(page.target[:, cut], page.source[:, cut], fresh)

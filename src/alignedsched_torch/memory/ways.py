@@ -102,10 +102,10 @@ class _Carried(Generic[Owner]):
     draining: bool = False
 
     def pieces(self, fill: bool) -> Chunk:
-        """Into the slot, or out of it: the chunk's pages lie behind each other there."""
+        """Into the slot, or out of it: the chunk's pages, or the layers of one, lie behind each other there."""
         pieces, at = [], 0
         for piece in self.chunk:
-            here = self.slot[at : at + len(piece.source)]
+            here = self.slot[at : at + len(piece.source), : piece.source.shape[1]]
             pieces.append(Piece(here, piece.source) if fill else Piece(piece.target, here, piece.fresh))
             at += len(piece.source)
         return pieces

@@ -50,6 +50,7 @@ class Decoder:
         self._sum_ranks = sum_ranks
         self._inverse = frequencies(config).to(weights.norm.device)
         self._angles = weights.norm.dtype if weights.norm.dtype == torch.float64 else torch.float32
+        self._fused = weights.norm.is_cuda and weights.norm.dtype != torch.float64  # norms, see ``_norm``
 
     def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
         """Final hidden states [rows, hidden] of ``tokens`` [rows] at ``positions`` [rows]."""
@@ -86,7 +87,13 @@ class Decoder:
         return x if bias is None else x + bias
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Root-mean-square norm, in float32 at least, as the checkpoints were trained."""
+        """Root-mean-square norm, in float32 at least, as the checkpoints were trained.
+
+        On a GPU it is torch's own, which is fused and rounds once, behind the weight; elsewhere, and in float64, it
+        rounds where ``transformers`` does.
+        """
+        if self._fused:
+            return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
         wide = x.to(self._angles)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.norm_eps)
         return weight * wide.to(x.dtype)

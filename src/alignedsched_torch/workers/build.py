@@ -67,7 +67,9 @@ def build(spec: WorkerSpec, regions: Mapping[str, Region]) -> Rank:
     table = BatchTable(pool, lane.max_members, _pages(spec, shape), lane.run_ahead, config.vocab)
     forward = Forward(decoder, pool, table, device.stream("compute"))
     runner = LaneRunner(lane, forward, pool, jobs, spec.first_step)
-    return Rank(jobs, pools, table, runner, Mover(spec.rank, device, pools, shared))
+    mover = Mover(spec.rank, device, pools, shared)
+    device.settle()
+    return Rank(jobs, pools, table, runner, mover)
 
 
 def _pages(spec: WorkerSpec, shape: PageShape) -> int:
