@@ -151,7 +151,7 @@ def read(folder: Path, server: Server) -> Measured:
         raise CallerError(f"{path}: holds no requests")
     order = np.argsort(columns["arrival_s"], kind="stable")
     arrival, prompt, output, queued, scheduled, first, last = (columns[name][order] for name in COLUMNS)
-    workload = Workload(server.table, arrival, prompt, output)
+    workload = Workload(server.table, arrival, prompt.astype(np.int64), output.astype(np.int64))
     times = Times(arrival, first, last, workload.output_tokens)
     return Measured(workload, times, scheduled - queued > QUEUED_S)
 

@@ -39,7 +39,8 @@ of the limit, and "not settled" where it does not. Why what is not met is not:
 [scoreboard-reasons.md](scoreboard-reasons.md).
 
 A cell is model/surface/topology/trace/load ([conditions](#conditions)). `cost_aligned:remaining` is `cost_aligned` with
-`order="remaining"`, `cost_aligned:tpot` with a `tpot_target_s` of 50 ms; `round_robin` is placement on a lane's ranks in turn.
+`order="remaining"`, `cost_aligned:tpot` with a `tpot_target_s` of 50 ms; `round_robin` is placement on a lane's ranks
+in turn.
 """
 
 CELLS = """\

@@ -23,7 +23,7 @@ from alignedsched.sim.advise import AdviseSettings, advise
 from alignedsched.sim.build import build
 from alignedsched.sim.step_fit import Fit, fit
 from alignedsched.sim.step_kinds import Steps
-from alignedsched.sim.verdict import word_of
+from alignedsched.sim.verdict import verdict_of, word_of
 from tests.toy_engine import ToyEngine
 
 BASE = AffineCosts(5e-3, 2e-5, 1e-7, per_prompt=1e-5)
@@ -241,6 +241,21 @@ def test_losses_are_called_so(throughput: float | None, e2e_mean: float, word: s
     assert word_of({"throughput": throughput, "e2e_mean": e2e_mean}) == word
 
 
+@pytest.mark.parametrize(
+    ("least", "plain", "said"),
+    [
+        (0.01234, 0.456, "in less than 0.0123 s, fcfs takes 0.456 s"),
+        (99.951, 1234.5, "in less than 100 s, fcfs takes 1,234 s"),
+        (9.8765, 99.94, "in less than 9.88 s, fcfs takes 99.9 s"),
+    ],
+)
+def test_short_work_has_its_seconds_too(least: float, plain: float, said: str) -> None:
+    same = {"mean": 1.0, "p99": 1.0}
+    run = {"bound_s": least, "simulated_s": plain, "throughput_tok_s": 5.0,
+           "latency_s": dict.fromkeys(("e2e", "tpot", "ttft", "itl"), same)}  # fmt: skip
+    assert verdict_of([run, run], [])["sentence"].endswith(said)
+
+
 def test_a_trace_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:
     trace, log = engine_log(tmp_path, BASE)
     with pytest.raises(ConfigError, match=r"no request of 'trace.csv' fits: the shortest has .* kv_blocks hold 16"):
@@ -253,7 +268,14 @@ def test_a_trace_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:
         ([], "--trace FILE is missing"),
         (["--trace", "here"], "--trace 'here' is no file"),
         (["--trace", "TRACE"], "--steps FILE is missing"),
-        (["--trace", "TRACE", "--steps", "TRACE"], "must name different files"),
+        (["--trace", "TRACE", "--steps", "TRACE"], "--trace and --steps name the same file"),
+        (["--trace", "TRACE", "--steps", "LOG", "--json", "LOG"], "--steps and --json name the same file"),
+        (
+            ["--trace", "TRACE", "--steps", "LOG", "--hardware", "MODEL", "--costs", "MODEL"],
+            "--hardware and --costs name",
+        ),
+        (["--trace", "TRACE", "--steps", "LOG", "--model", "FOLDER", "--json", "MODEL"], "--model and --json name"),
+        (["--trace", "TRACE", "--steps", "LOG", "--json", "OUT", "--costs", "GONE"], "--costs '.*' cannot be written"),
         (["--trace", "TRACE", "--steps", "LOG", "--load", "0"], "--load: must be a finite number above 0"),
         (["--trace", "TRACE", "--steps", "LOG", "--load", "1", "--offline"], "exclude each other"),
         (["--trace", "TRACE", "--steps", "LOG", "--rate", "1"], "unrecognized arguments: --rate"),
@@ -266,11 +288,15 @@ def test_wrong_use_is_one_sentence(
     trace, log = tmp_path / "trace.csv", tmp_path / "steps.csv"
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,10\n")
     log.write_text("n,total,longest,prefill,ms\n1,10,10,0,1\n")
-    named = {"TRACE": str(trace), "LOG": str(log)}
+    (tmp_path / "config.json").write_text("precious")
+    named = {"TRACE": str(trace), "LOG": str(log), "MODEL": str(tmp_path / "config.json"), "FOLDER": str(tmp_path),
+             "OUT": str(tmp_path / "out.json"), "GONE": str(tmp_path / "no folder" / "costs.json")}  # fmt: skip
     assert main(["advise", *(named.get(argument, argument) for argument in arguments)]) == 2
     said = capsys.readouterr().err
-    assert message in said
+    assert re.search(message, said)
     assert len(said.splitlines()) == 1
+    assert (tmp_path / "config.json").read_text() == "precious"
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_help_has_the_form_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:

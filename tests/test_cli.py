@@ -253,6 +253,33 @@ def test_no_output_may_be_the_trace(output: str, tmp_path: Path, capsys: pytest.
     assert trace.read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--model", "config.json"),
+        ("--model", ""),  # the folder it lies in
+        ("--hardware", "config.json"),
+        ("--hardware", "config.json:triton"),
+    ],
+)
+@pytest.mark.parametrize("output", ["--json", "--html", "--timeline"])
+def test_no_output_may_be_what_the_machine_is_read_from(
+    option: str, given: str, output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("precious")
+    assert main([*MOONCAKE, option, str(tmp_path / given), output, str(path)], compare=FakeCompare()) == 2
+    assert f"{option} and {output} name the same file" in capsys.readouterr().err
+    assert path.read_text() == "precious"
+
+
+def test_a_name_is_no_file_even_if_there_is_one_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--json", "h100", "--hardware", "h100", "--model", "x" * 5000]
+    assert main([*MOONCAKE, *options], compare=FakeCompare()) == 0
+    assert json.loads(Path("h100").read_text())["version"] == 1
+
+
 class Gone(io.StringIO):
     """An output whose reader went away."""
 

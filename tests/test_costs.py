@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,21 @@ def test_affine_costs_charge_prompt_tokens_beyond_their_rows() -> None:
     assert evolve(costs, per_prompt=0.0).step_seconds(Load(2, 10, 6)) == costs.step_seconds(Load(2, 10, 6))
 
 
+@pytest.mark.parametrize("name", ["t0", "per_row", "per_token", "longest_per_token", "gate", "per_pair"])
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, "1", None])
+def test_no_part_of_affine_costs_is_below_zero(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"AffineCosts: {name} must be a finite number of at least 0, got"):
+        AffineCosts(**{"t0": 1.0, "per_row": 1.0, "per_token": 1.0, name: value})  # type: ignore[arg-type]
+
+
+def test_a_token_of_a_chunk_costs_nothing_at_least() -> None:
+    assert AffineCosts(0.0, 2e-5, 0.0, per_prompt=-2e-5).step_seconds(Load(0, 0, 0, ((0, 100),))) == 0.0
+    with pytest.raises(ConfigError, match=r"AffineCosts: per_prompt must be at least -per_row = -2e-05 .*got -3e-05"):
+        AffineCosts(0.0, 2e-5, 0.0, per_prompt=-3e-5)
+    with pytest.raises(ConfigError, match=r"AffineCosts: per_prompt must be a finite number, got -inf"):
+        AffineCosts(0.0, 2e-5, 0.0, per_prompt=-math.inf)
+
+
 @pytest.mark.parametrize(
     "costs", [affine("gated"), evolve(affine("padded"), per_prompt=-1e-6)], ids=["gated", "padded"]
 )
@@ -324,6 +340,8 @@ def test_load_costs_reads_tables_too(tmp_path: Path) -> None:
         ({"t0": -1.0}, "costs.json: t0 must be a finite number of at least 0, got -1.0"),
         ({"gate": None}, "costs.json: gate must be a finite number"),
         ({"per_prompt": "much"}, "costs.json: per_prompt must be a finite number, got 'much'"),
+        ({"per_prompt": -1.0}, "costs.json: per_prompt must be at least -per_row = -.*, got -1.0"),
+        ({"per_pair": True}, "costs.json: per_pair must be a finite number of at least 0, got True"),
         ({"surface": "round"}, "costs.json: surface must be one of balanced, gated"),
     ],
 )

@@ -14,6 +14,7 @@ from alignedsched.errors import CallerError, ConfigError
 from alignedsched.policies import guard
 from alignedsched.policies.density_first import AlignedBatching, density_first
 from alignedsched.policies.formation import ANCHOR_LEVEL, DensestClass, never_drawn
+from alignedsched.policies.lane_room import LaneRoom
 from alignedsched.policies.protocols import Composition, Evict, Sacrifice, Transfer
 from alignedsched.policies.staging import StagedResidency
 from alignedsched.pool import LEVELS, LONGEST, class_of
@@ -462,3 +463,28 @@ def test_a_deep_pool_stops_prefill() -> None:
         return len(list(density_first(pool_batches=pool_batches).admission.admit(view)))
 
     assert (takes(24.9), takes(25.0), takes(None)) == (0, 1, 1)  # the pool holds 10,000 blocks, 25 batches of 400
+
+
+def test_a_refill_looks_no_further_than_its_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for requests that are near, among many far ones that the lane cannot get."""
+    looked: list[str] = []
+    usable = LaneRoom.usable
+
+    def look(room: LaneRoom, request: str) -> bool:
+        looked.append(request)
+        return usable(room, request)
+
+    monkeypatch.setattr(LaneRoom, "usable", look)
+    far = [f"far{i}" for i in range(300)]
+    view = from_columns(
+        running=["a", "b"],
+        running_lengths=[500, 520],
+        pooled=["near", *far],
+        pooled_lengths=[600, *(5000 for _ in far)],
+        pooled_on=["gpu", *("nowhere" for _ in far)],
+        free_blocks=400,
+        capacity_blocks=500,
+    )
+    composition = density_first(mix_share=0.0, k_min=999, drain_share=0.0).batching.compose(view)
+    assert composition.joins == ["near"]
+    assert looked == ["near"]

@@ -12,7 +12,7 @@ from alignedsched import policies
 from alignedsched.cluster import Cluster, Device, KVLayout, Lane, Link, Role
 from alignedsched.driver import as_arrivals, drive, drive_async
 from alignedsched.errors import ExecutorError
-from alignedsched.events import Arrived, CallerEvent, Cancelled, Event, ExecutorEvent
+from alignedsched.events import Arrived, CallerEvent, Cancelled, Draining, Event, ExecutorEvent, Resumed
 from alignedsched.load import Costs
 from alignedsched.plan import Plan
 from alignedsched.policies.protocols import Policy
@@ -142,6 +142,20 @@ def test_timed_events_of_any_kind_are_handed_over_when_they_are_due() -> None:
     assert scheduler.counts["cancelled"] == 1
 
 
+def test_the_loop_ends_when_what_had_begun_is_done_while_draining() -> None:
+    """Those that still queue stay where they are, and begin when the caller resumes."""
+    whole = Cluster((Device("g", Role.BOTH, 40),), (Lane("lane", ("g",), max_members=1),))
+    executor = SimulatedExecutor(whole, costs())
+    scheduler = Scheduler(whole, policies.fcfs(), costs())
+    for name in "abc":
+        executor.expect(name, 50)
+    events: list[tuple[float, CallerEvent]] = [(0.0, Arrived(Request(name, 100, 50))) for name in "abc"]
+    drive(scheduler, executor, [*events, (0.05, Draining())])
+    assert (scheduler.counts["finished"], scheduler.queued, scheduler.idle()) == (1, 2, True)
+    drive(scheduler, executor, [(executor.now(), Resumed())])
+    assert (scheduler.counts["finished"], scheduler.queued) == (3, 0)
+
+
 def test_the_executor_says_so_when_nothing_can_happen_any_more() -> None:
     """A policy that never admits anybody leaves the loop nothing to wait for."""
     whole = cluster(False)
@@ -150,3 +164,20 @@ def test_the_executor_says_so_when_nothing_can_happen_any_more() -> None:
     scheduler = Scheduler(whole, policies.fcfs(), eligible=lambda request: False)
     with pytest.raises(ExecutorError, match="stuck"):
         drive(scheduler, executor, [(0.0, Arrived(Request("a", 5, 9)))])
+
+
+def test_what_the_arrivals_raise_ends_the_asyncio_loop_and_is_raised() -> None:
+    scheduler, executor, requests = prepared(False, policies.fcfs())
+    wrapped = Asynchronous(executor, requests[:3])
+
+    async def failing() -> AsyncIterator[CallerEvent]:
+        async for event in wrapped.clients(requests[:3]):
+            yield event
+        raise ConnectionError("the socket died")
+
+    async def main() -> None:
+        await asyncio.wait_for(drive_async(scheduler, wrapped, failing()), timeout=20)
+
+    with pytest.raises(ConnectionError, match="the socket died"):
+        asyncio.run(main())
+    assert scheduler.counts["arrived"] == 3

@@ -176,7 +176,6 @@ def test_every_preset_makes_sound_costs_and_links() -> None:
     for link in LINKS.values():
         assert link.bytes_per_s > 1e9
         assert 0 < link.latency_s < 1e-3
-        assert 0.5 <= link.both_ways <= 1
 
 
 @given(rows=st.integers(1, 40_000), more=st.integers(1, 40_000), gpu=st.sampled_from(sorted(GPUS)))

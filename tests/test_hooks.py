@@ -532,6 +532,48 @@ def test_numpy_columns_are_columns() -> None:
     assert hooks.decide(0.1, Resident(["a", "b"], lengths), free_blocks=1000) is first
 
 
+@pytest.mark.parametrize("since", [np.array([0.5]), [np.float64(0.5)], [0.5]])
+def test_whatever_kind_of_number_the_queue_waits_since_the_step_counts_once(since: Any) -> None:
+    hooks = hooks_of("fcfs")
+    hooks.decide(0.0, Resident(["a"], [10]), free_blocks=99)
+    columns: dict[str, Any] = {"produced": np.array([1]), "limits": np.array([9]), "priorities": np.array([2])}
+    waiting = Queued(["q"], np.array([5]), since=since, **columns)  # type: ignore[arg-type]
+    twice: Any = since.repeat(2) if isinstance(since, np.ndarray) else since * 2
+    made: Any = np.array([1, 2])
+    hooks.decide(1.0, Resident(["a", "b"], [11, 20], produced=made, since=twice), waiting, free_blocks=90)
+    assert hooks._board.step == 1
+    assert {r: hooks._board.length(row) for r, row in hooks._board.rows.items()} == {"a": 11, "b": 20}
+    queued = hooks._board.queue.get("q")
+    request = queued.request
+    assert (request.prompt_tokens, request.output_limit, request.priority, queued.produced) == (4, 9, 2, 1)
+    for arrival in (request.arrival, hooks._board.rows["b"].request.arrival):
+        assert (type(arrival), arrival) == (float, 0.5)
+
+
+def test_what_is_refused_of_the_queue_changes_nothing_of_the_rows() -> None:
+    hooks, plain = hooks_of("fcfs"), hooks_of("fcfs")
+    first, second = Resident(["a"], [10]), Resident(["a", "b"], [11, 20])
+    for each in (hooks, plain):
+        each.decide(0.0, first, free_blocks=99)
+    bad: Any = np.array(["soon"])
+    with pytest.raises(CallerError, match=r"Queued.since\[0\] \(request 'q'\): must be finite seconds"):
+        hooks.decide(1.0, second, Queued(["q"], [5], since=bad), free_blocks=90)
+    assert (hooks._board.step, [*hooks._board.rows], len(hooks._board.queue)) == (0, ["a"], 0)
+    right = Queued(["q"], [5], since=[0.5])
+    assert hooks.decide(1.0, second, right, free_blocks=90) == plain.decide(1.0, second, right, free_blocks=90)
+    assert hooks._board.step == plain._board.step == 1
+
+
+def test_what_is_no_table_and_no_request_is_named() -> None:
+    hooks, none = hooks_of("fcfs"), None
+    with pytest.raises(CallerError, match=r"Hooks\.enqueue: request must be a Request, got 'r1'"):
+        hooks.enqueue("r1")  # type: ignore[arg-type]
+    with pytest.raises(CallerError, match=r"Hooks\.decide: resident must be a Resident, got None"):
+        hooks.decide(0.0, none, free_blocks=3)  # type: ignore[arg-type]
+    with pytest.raises(CallerError, match=r"Hooks\.decide: queued must be a Queued or None, got an empty list"):
+        hooks.decide(0.0, Resident(), [], free_blocks=3)  # type: ignore[arg-type]
+
+
 def test_a_plain_step_makes_as_many_calls_whatever_is_running() -> None:
     def calls(running: int) -> int:
         hooks, count = hooks_of("cost_aligned", 10**6, costs=GATED, max_members=4096), 0

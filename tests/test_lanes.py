@@ -251,7 +251,8 @@ def test_a_report_that_comes_before_its_predecessor_waits() -> None:
 def test_halting_forgets_every_order() -> None:
     state = standing_lane()
     standing = state.standing
-    assert [issued.step.order for issued in state.halt()] == [1]
+    state.halt()
+    assert not state.issued
     assert standing is not None
     assert standing.state is OrderState.REPLACED
     assert (state.standing, state.reported, state.exposed(), state.may_run()) == (None, 3, 3, False)

@@ -23,6 +23,19 @@ STEP = st.tuples(SECONDS, SECONDS, st.integers(0, 300), st.integers(0, 300))
 IDLE = st.tuples(SECONDS, st.sampled_from(Idle))
 
 
+def test_time_before_the_first_arrival_is_nobodys_bubble() -> None:
+    cluster = Cluster((Device("g", Role.BOTH, 500),), (Lane("l", ("g",), max_members=4),))
+    costs = AffineCosts(0.005, 1e-5, 1e-6, 3e-4, "unsplit")
+    lengths = [(10 + 90 * (i % 3), 20 + i) for i in range(20)]
+    shares = [
+        run(Workload.from_rows("x", [Row(at, *each) for each in lengths]), cluster, costs, policy("fcfs")).figures
+        for at in (0.0, 1024.0)
+    ]
+    assert shares[0]["bubbles"]["iteration"] > 0.01
+    for kind, share in shares[0]["bubbles"].items():
+        assert shares[1]["bubbles"][kind] == pytest.approx(share, rel=1e-6)
+
+
 @given(lanes=st.lists(st.lists(STEP | IDLE, max_size=20), min_size=1, max_size=3))
 def test_shares_sum_to_the_time_counted(lanes: list[list[tuple[float, float, int, int] | tuple[float, Idle]]]) -> None:
     meters, total = [], 0.0

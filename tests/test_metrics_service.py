@@ -60,5 +60,12 @@ def test_nothing_finished_means_nothing_met() -> None:
     nobody = LatencyCollector()
     assert not longest_prompts(nobody).size
     assert not met(nobody, Objectives(1.0, 1.0)).size
-    with pytest.raises(ConfigError, match="tpot_s must be above 0"):
-        Objectives(1.0, 0.0)
+
+
+@pytest.mark.parametrize("value", ["1", True, None, 0, 0.0, -1.0, float("nan"), float("inf"), 10**400])
+def test_objectives_are_finite_seconds(value: object) -> None:
+    with pytest.raises(ConfigError, match="Objectives: tpot_s must be finite seconds above 0, got "):
+        Objectives(1.0, value)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Objectives: ttft_s must be finite seconds above 0, got "):
+        Objectives(value, 1.0)  # type: ignore[arg-type]
+    assert Objectives(1, np.float64(0.5)) == Objectives(1.0, 0.5)

@@ -38,6 +38,7 @@ def waiting(draw: st.DrawFn) -> tuple[Order, list[Request]]:
             arrival=draw(st.floats(0, 500)),
             priority=draw(st.integers(-200, 200)),
             tenant=draw(st.sampled_from([None, "a", "b"])),
+            deadline=draw(st.none() | st.floats(0, 600)),
         )
         for i in range(8)
     ]
@@ -95,9 +96,11 @@ def test_worth_by_request_and_by_token() -> None:
 
 def test_a_deadline_comes_in_time() -> None:
     made = ByValue(oracle(a=100), tpot_s=0.05)
-    assert made.rank(Request("a", 9, arrival=50.0, deadline=54.0)) == pytest.approx(54.0 - 5.0)
+    assert made.rank(Request("a", 9, arrival=50.0, deadline=56.0)) == pytest.approx(56.0 - 5.0)
     assert made.rank(Request("a", 9, arrival=50.0, deadline=500.0)) == made.rank(Request("a", 9, arrival=50.0))
     view = from_columns(pooled=["a"], pooled_lengths=[10], free_blocks=10, capacity_blocks=20)
+    late = Request("a", 9, arrival=50.0, deadline=1.0)
+    assert made.rank(late) == 50.0, "who is too late overtakes nobody who came before"
     entry = evolve(view.entry("a"), deadline=1.0)
     assert made.key(entry) < made.key(evolve(entry, deadline=None))
 

@@ -115,6 +115,7 @@ def test_every_range_of_a_small_pool() -> None:
             pool.add(f"r{order}", length, order, 1)
     for low in range(1, 12):
         for high in range(low, 12):
+            assert pool.longer(low) == sum(length > low for length, _, _ in entries.values())
             assert list(pool.by_length(low, high)) == [r for r in by_length(entries) if low <= entries[r][0] < high]
             walked = [entries[request][0] for request in pool.nearest(low, high)]
             assert sorted(walked) == sorted(length for length, _, _ in entries.values())

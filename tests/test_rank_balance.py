@@ -13,7 +13,7 @@ from alignedsched.cluster import Cluster, Device, KVLayout, Lane, Role
 from alignedsched.costs import AffineCosts, Load
 from alignedsched.driver import drive
 from alignedsched.errors import CallerError, ConfigError
-from alignedsched.events import Arrived
+from alignedsched.events import Arrived, ExecutorEvent, StepsDone
 from alignedsched.plan import Plan
 from alignedsched.policies.fcfs import fcfs
 from alignedsched.policies.protocols import Stepped
@@ -181,6 +181,29 @@ def test_by_priority_nobody_passes_anybody() -> None:
     began = served(order, cluster(3), [(3000, 10), (20, 10), (2500, 30), (3900, 5), (10, 10)] * 4)
     first = list(dict.fromkeys(request for request, _ in began))
     assert first == sorted(first, key=lambda request: int(request[1:]))
+
+
+class Untimed(SimulatedExecutor):
+    """Does not tell how long steps took."""
+
+    def wait(self, until: float | None) -> list[ExecutorEvent]:
+        return [evolve(e, seconds=0.0) if isinstance(e, StepsDone) else e for e in super().wait(until)]
+
+
+def test_prefill_does_not_wait_for_seconds_that_nobody_tells() -> None:
+    """Nothing would say that it has waited long enough: the last request to come would begin when all have ended."""
+    made, jobs = cluster(2, blocks=2000), [("long", 100, 2000, 0.0), *((f"r{i}", 500, 50, 1.0 + i) for i in range(5))]
+    scheduler, executor = Scheduler(made, fcfs(place="least"), COSTS), Untimed(made, COSTS)
+    for name, _, output, _ in jobs:
+        executor.expect(name, output)
+    began: dict[str, float] = {}
+
+    def watch(now: float, events: object, plan: Plan) -> None:
+        began.update((chunk.request, now) for step in plan.steps for chunk in step.chunks)
+
+    arrivals = [(at, Arrived(Request(name, prompt, output, at))) for name, prompt, output, at in jobs]
+    drive(scheduler, executor, arrivals, observe=watch)
+    assert all(began[name] < at + 0.5 for name, _, _, at in jobs)
 
 
 def test_a_snapshot_is_plain_and_comes_back() -> None:

@@ -127,6 +127,24 @@ def test_verdicts_follow_the_direction_of_the_row(first: float, second: float) -
         assert {one.verdict, other.verdict} == {"better", "worse"}
 
 
+@pytest.mark.parametrize(
+    ("value", "against", "win", "said"),
+    [
+        (5.0, 0.0, "lower", "worse"),
+        (0.0, 5.0, "lower", "better"),
+        (0.0, 0.0, "lower", "same"),
+        (5.0, 0.0, "higher", "better"),
+        (0.0, 5.0, "higher", "worse"),
+        (0.0, 0.0, "higher", "same"),
+        (None, 0.0, "lower", ""),
+        (0.0, None, "lower", ""),
+    ],
+)
+def test_what_is_zero_has_a_word_and_no_factor(value: Any, against: Any, win: Any, said: str) -> None:
+    cell = terminal.compared(terminal.Metric("x", ("x",), str, win), {"x": value}, {"x": against})
+    assert (cell.text, cell.verdict) == (said, said)
+
+
 def test_missing_figures_have_no_ratio() -> None:
     first, second = a_run("fcfs"), a_run("aligned")
     for run in (first, second):

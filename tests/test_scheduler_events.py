@@ -76,6 +76,8 @@ BAD: list[tuple[Event, type[AlignedSchedError], str]] = [
     (StepsDone("l0", 1, 1, 2, finished=(("b", 1),)), ExecutorError, "'b' finished, but is no member"),
     (StepsDone("l0", 1, 1, 2, finished=(("a", 3),)), ExecutorError, "outside of what is newly done"),
     (StepsDone("l0", 1, 1, 6), ExecutorError, "'a' went on beyond its limit, reached in step 5"),
+    (StepsDone("l0", 1, 1, 2, launched=1), ExecutorError, "ran step 2, but launched only 1"),
+    (StepsDone("l0", 1, 1, 2, prefilled=("b",)), ExecutorError, r"prefilled \('b',\), but its chunks are of \(\)"),
     (StepsFailed("l9", 1, 1, 0, "?"), ExecutorError, "l9"),
     (CopyDone(0), ExecutorError, "copy 0; 0 were ordered"),
     (CopyFailed(-1), ExecutorError, "copy -1"),

@@ -53,6 +53,12 @@ def test_gzip_and_blank_lines_are_read(tmp_path: Path) -> None:
     assert list(read_step_log(path)) == [StepLine(1, 10, 10, 0, 1.0), StepLine(0, 0, 0, 7, 2.5)]
 
 
+def test_a_header_in_quotes_is_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "steps.csv"
+    path.write_text('"n", "total","longest","prefill","ms"\n1,10,10,0,1\n')
+    assert list(read_step_log(path)) == [StepLine(1, 10, 10, 0, 1.0)]
+
+
 def test_a_name_that_says_no_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CallerError, match=r"must end in .csv or .jsonl, got "):
         StepLog(tmp_path / "steps.txt")
@@ -63,6 +69,10 @@ def test_a_name_that_says_no_form_is_refused(tmp_path: Path) -> None:
     [
         ("", r"steps.csv: is empty; expected the header 'n,total,longest,prefill,ms'"),
         ("a,b\n", r"steps.csv, line 1: expected the header .* got 'a,b'"),
+        ("x" * 200_000, r"steps.csv, line 1: expected the header .* \(200000 characters\)"),
+        (f"{HEADER}\n1,10,10,0,1_0\n", r"line 2, column 'ms': must be milliseconds above 0, got '1_0'"),
+        (f"{HEADER}\n1,1_0,10,0,1\n", r"line 2, column 'total': must be a whole number of at least 0, got '1_0'"),
+        (f"{HEADER}\n\u0661,1,1,0,1\n", r"line 2, column 'n': must be a whole number of at least 0, got '\u0661'"),
         (f"{HEADER}\n1,2,3\n", r"line 2: expected 5 values .* got 3"),
         (f"{HEADER}\n1,10,10,0,x\n", r"line 2, column 'ms': must be milliseconds above 0, got 'x'"),
         (f"{HEADER}\n1,10,10,0,0\n", r"column 'ms': must be milliseconds above 0, got 0"),

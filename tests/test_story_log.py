@@ -19,8 +19,8 @@ from attrs import evolve
 
 from alignedsched import Cluster, Device, KVLayout, Lane, LogError, Request, Role, Scheduler, policy
 from alignedsched.cli import main
-from alignedsched.errors import CallerError, PolicyError
-from alignedsched.events import Arrived, Cancelled, StepsDone
+from alignedsched.errors import CallerError, HookError
+from alignedsched.events import Arrived, Cancelled
 from alignedsched.policies.protocols import Policy
 from alignedsched.story import (
     Call,
@@ -190,6 +190,52 @@ def test_a_call_with_very_many_events_is_cut_and_put_together(tmp_path: Path) ->
     assert calls[0].events == tuple(many)
 
 
+def killed_in_a_long_call(path: Path) -> None:
+    """A log of one short call, cut behind the first pieces of a long one."""
+    scheduler = RecordedScheduler(path, CLUSTER, policy("fcfs"))
+    scheduler.handle(0.0, Arrived(Request("first", 9, 20)))
+    scheduler.handle(1.0, *(Arrived(Request(f"r{i}", 9, 20)) for i in range(2 * CUT + 5)))
+    scheduler.log._parts.clear()  # what was not written yet
+    scheduler.close()
+
+
+def test_a_call_in_which_the_process_was_killed_never_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.alog"
+    killed_in_a_long_call(path)
+    cut = replay(path)
+    assert (cut.calls, cut.torn, cut.difference) == (1, True, None)
+    with resume(path) as again:
+        again.handle(2.0, Arrived(Request("later", 9, 20)))
+    calls, torn = calls_of(path)
+    assert [[event.request.id for event in call.events] for call in calls] == [["first"], ["later"]]  # type: ignore[union-attr]
+    assert not torn
+    whole = replay(path)
+    assert (whole.calls, whole.events, whole.torn, whole.difference) == (2, 2, False, None)
+    with path.open("rb") as file:
+        assert not any(content.startswith(b'[["events"') for content in frames.Frames(file, "a"))
+    with resume(path) as once_more:
+        books = once_more._books
+        assert {*books.live, *(request for _, request in books.queue.rows())} == {"first", "later"}
+
+
+def test_pieces_of_a_call_that_stayed_before_a_snapshot_are_passed_over(tmp_path: Path) -> None:
+    path, later = tmp_path / "a.alog", tmp_path / "later.alog"
+    killed_in_a_long_call(path)
+    with LogReader(path) as log:
+        list(log)
+        check = log._frames.check
+    written(later, calls=3)
+    data = path.read_bytes()
+    with later.open("rb") as file:
+        for content in frames.Frames(file, "later"):
+            frame, check = frames.pack(content, check)
+            data += frame
+    path.write_bytes(data)
+    calls, torn = calls_of(path)
+    assert ([len(call.events) for call in calls], torn) == ([1, 1, 1, 1], False)
+    assert replay(path).difference is None
+
+
 class FullDisk(io.BytesIO):
     """A file that takes so many bytes and no more."""
 
@@ -220,7 +266,7 @@ def test_what_cannot_be_written_stops_the_log_and_not_the_scheduler(tmp_path: Pa
     np = pytest.importorskip("numpy")
     scheduler = RecordedScheduler(tmp_path / "a.alog", CLUSTER, policy("fcfs"), calls=1)
     scheduler.handle(0.0, Arrived(Request("r0", 9, 20)))
-    scheduler.handle(1.0, StepsDone("l0", 0, np.int64(0), 0, prefilled=("r0",)))
+    scheduler.handle(1.0, Arrived(Request("r1", 9, 20, priority=np.int64(2))))
     with pytest.raises(LogError, match="int64 is no plain data"):
         scheduler.close()
     assert len(calls_of(tmp_path / "a.alog")[0]) == 1
@@ -289,7 +335,7 @@ def test_the_answers_of_the_eligible_hook_are_recorded(tmp_path: Path) -> None:
         for number in range(40):
             try:
                 scheduler.handle(float(number), *([Arrived(Request(f"r{number}", 9, 20))] if number < 20 else []))
-            except PolicyError:
+            except HookError:
                 errors += 1
     assert errors
     result = replay(path)
@@ -410,7 +456,7 @@ def test_runs_of_compare_replay_the_same_in_other_processes_with_other_hash_seed
 
     options = "compare --workload mooncake --requests 40 --topology disaggregated --policy fcfs --policy density_first"
     for seed in ("1", "4711"):
-        python(seed, "-m", "alignedsched.cli", *options.split(), "--record", str(tmp_path / seed))
+        python(seed, "-m", "alignedsched", *options.split(), "--record", str(tmp_path / seed))
     logs, others = (sorted((tmp_path / seed).iterdir()) for seed in ("1", "4711"))
     assert [log.name for log in logs] == ["1-fcfs.alog", "2-density_first.alog"]
     assert [log.read_bytes() for log in logs] == [log.read_bytes() for log in others]

@@ -10,7 +10,7 @@ from attrs import evolve
 from alignedsched.cluster import HOST, Cluster, Device, KVLayout, Lane, Link, Role
 from alignedsched.costs import AffineCosts, lane_finishing_times, lane_seconds
 from alignedsched.errors import PolicyError
-from alignedsched.events import Arrived
+from alignedsched.events import Arrived, StepsDone
 from alignedsched.policies import density_first, fcfs
 from alignedsched.policies.protocols import Policy
 from alignedsched.request import Request
@@ -72,6 +72,15 @@ def test_every_end_is_heard_once_with_what_was_made() -> None:
     assert sum(produced for _, produced, _ in notes.ends) == result.figures["output_tokens"]
 
 
+def test_steps_are_told_of_also_where_the_executor_does_not_say_how_long_they_took() -> None:
+    made, notes = cluster(), Notes()
+    scheduler = Scheduler(made, evolve(fcfs(), watches=(notes,)), COSTS)
+    scheduler.handle(0.0, Arrived(Request("a", 10, 9)))
+    scheduler.handle(1.0, StepsDone("lane", 0, 0, 0, (), ("a",)))
+    (told,) = notes.steps
+    assert (told.steps, told.seconds, told.prefill) == (1, 0.0, True)
+
+
 def test_watches_change_nothing() -> None:
     plain = run(workload("azure-conv", seed=2, n=150).scaled(8.0), cluster(2), COSTS, fcfs()).figures
     _, result = watched(fcfs(), cluster(2))
@@ -82,8 +91,6 @@ def test_a_watch_that_raises_is_blamed_and_the_next_call_goes_on() -> None:
     class Deaf(Notes):
         def ended(self, request: Request, produced: int, finished: bool) -> None:
             raise RuntimeError("no ears")
-
-    from alignedsched.events import StepsDone
 
     made = cluster()
     scheduler = Scheduler(made, evolve(fcfs(), watches=(Deaf(),)), COSTS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignedsched.errors import ConfigError, TraceError
-from alignedsched.workloads import Row, read_trace
+from alignedsched.workloads import Row, Workload, read_trace
 
 HEADS = {
     "csv": "arrival_s,prompt_tokens,output_tokens,priority,block_hashes\n0,1,2,,\n",
@@ -33,6 +33,8 @@ BAD_ROWS = [
     ("csv", "1,2", "output_tokens", "got 2 cells ('1,2')", "expected 5, one for each column"),
     ("csv", "1,2,3,4,5,6", None, "got 6 cells", "expected 5, one for each column"),
     ("csv", '1,2,"3', None, "unexpected end of data", "expected closed quotes"),
+    ("csv", "1,2,3,9223372036854775808,", "priority", "got '9223372036854775808'", "expected an integer that fits 64"),
+    ("csv", "1,2,3,-99999999999999999999,", "priority", "got '-999", "expected an integer that fits 64"),
     ("csv", "1,2,3,high,", "priority", "got 'high'", "expected an integer that fits 64 bits"),
     ("csv", "1,2,3,,7 x", "block_hashes", "got 'x'", "expected block hashes that are integers from 0"),
     ("azure", "2023-11-16 18:15,1,2", "TIMESTAMP", "got '2023-11-16 18:15'", "expected a time like 2023-11-16"),
@@ -56,6 +58,13 @@ BAD_ROWS = [
     ("jsonl", "[1]", None, "got '[1]'", "expected one JSON object"),
     ("jsonl", '{"arrival_s": 1, "prompt_tokens": 2, "output_tokens": ' + "9" * 5000 + "}", None, "got", "JSON object"),
     ("mooncake", '{"timestamp": -1, "input_length": 2, "output_length": 3}', "timestamp", "got -1", "milliseconds"),
+    (
+        "mooncake",
+        '{"timestamp": 1000000000000001, "input_length": 2, "output_length": 3}',
+        "timestamp",
+        "got 1000000000000001",
+        "expected finite milliseconds from 0 to 1e+15",
+    ),
     (
         "mooncake",
         '{"timestamp": 1, "input_length": 2, "output_length": 3, "hash_ids": [-1]}',
@@ -88,6 +97,44 @@ def test_a_bad_row_is_named_or_set_aside(
     (record,) = [json.loads(text) for text in aside.read_text(encoding="utf-8").splitlines()]
     assert (record["line"], record["column"], record["text"]) == (3, column, row)
     assert value in record["reason"]
+
+
+def test_times_since_1970_and_the_largest_priority_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(
+        '{"timestamp": 1700000000000, "input_length": 1, "output_length": 2}\n'
+        '{"timestamp": 1700000000250, "input_length": 1, "output_length": 2}\n'
+    )
+    assert [row.arrival_s for row in read_trace(path)] == [0.0, 0.25]
+    path.write_text("arrival_s,prompt_tokens,output_tokens,priority\n0,1,2,9223372036854775807\n")
+    assert [row.priority for row in read_trace(path)] == [2**63 - 1]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["id,arrival_s,prompt_tokens,output_tokens", "a,0,1,2", ",1,1,2", ",1,1,2", "a,2,1,2", "b,3,1,2"],
+        [
+            '{"id": "1", "arrival_s": 0, "prompt_tokens": 1, "output_tokens": 2}',
+            "",
+            '{"arrival_s": 1, "prompt_tokens": 1, "output_tokens": 2}',
+            '{"id": null, "arrival_s": 1, "prompt_tokens": 1, "output_tokens": 2}',
+            '{"id": 1, "arrival_s": 2, "prompt_tokens": 1, "output_tokens": 2}',
+            '{"id": "b", "arrival_s": 3, "prompt_tokens": 1, "output_tokens": 2}',
+        ],
+    ],
+)
+def test_an_id_that_comes_again_has_a_place_and_is_set_aside(lines: list[str], tmp_path: Path) -> None:
+    path, aside = tmp_path / "trace", tmp_path / "bad.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(TraceError, match=r"line 5, column 'id': got '[a1]', which a row above has, expected an id of"):
+        Workload.from_rows("w", read_trace(path))
+    with read_trace(path, skip_bad_rows=aside) as reader:
+        workload = Workload.from_rows("w", reader)
+    assert reader.skipped == 1
+    assert workload.ids is not None
+    assert (workload.ids[1:], workload.arrival_s.tolist()) == (("r1", "r2", "b"), [0.0, 1.0, 1.0, 3.0])
+    assert [json.loads(line)["line"] for line in aside.read_text().splitlines()] == [5]
 
 
 FILES = [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import tracemalloc
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -140,6 +142,54 @@ def test_wrong_arguments_are_config_errors() -> None:
         workload.take(-1)
 
 
+def test_an_invented_id_is_nobody_elses() -> None:
+    ids = ["r1", None, "rr1", None, "r5", None]
+    workload = Workload.from_rows("w", [Row(float(at), 5, 5, name) for at, name in enumerate(ids)])
+    assert workload.ids == ("r1", "rrr1", "rr1", "r3", "r5", "rr5")
+
+
+@pytest.mark.parametrize("column", ["prompt_tokens", "output_tokens", "priority"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.9], "must be one row of whole numbers, got shape (1,), dtype float64"),
+        (["7"], "must be one row of whole numbers, got shape (1,), dtype <U1"),
+        ([True], "must be one row of whole numbers, got shape (1,), dtype bool"),
+        ([float("nan")], "must be one row of whole numbers, got shape (1,), dtype float64"),
+        ([2**70], "must be one row of whole numbers, got shape (1,), dtype object"),
+        ([2**63], "request 0: got 9223372036854775808, expected an integer that fits 64 bits"),
+        ([None], "must be one row of whole numbers, got shape (1,), dtype object"),
+        ([[10, 20]], "must be one row of whole numbers, got shape (1, 2), dtype int64"),
+        ([[10, 20], [1]], "must be one row of whole numbers: "),
+        (7, "must be one row of whole numbers, got shape (), dtype int64"),
+    ],
+)
+def test_nothing_is_made_a_whole_number(column: str, values: object, message: str) -> None:
+    columns = {"arrival_s": [0.0], "prompt_tokens": [1], "output_tokens": [1], column: values}
+    with pytest.raises(CallerError, match=re.escape(f"workload column {column}") + ".*" + re.escape(message)):
+        Workload("w", **columns)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [["a"], [True], [None], [[0.0]], [2**70], [1j]])
+def test_times_are_numbers(values: object) -> None:
+    with pytest.raises(CallerError, match="workload column arrival_s must be one row of numbers"):
+        Workload("w", values, [1], [1])
+    for dtype in (np.int32, np.uint8, np.float32):
+        assert Workload("w", np.array([3], dtype), [1], np.array([2], np.uint16)).arrival_s.tolist() == [3.0]
+
+
+def test_a_column_is_nobody_elses() -> None:
+    arrival, prompt, output = np.array([0.0, 1.0]), np.array([5, 6]), array("q", [3, 4])
+    priority = prompt[::-1]
+    workload = Workload("w", arrival, prompt, output, priority=priority)
+    arrival[0], prompt[0], output[0] = -1.0, -7, -7
+    assert [workload.arrival_s[0], workload.prompt_tokens[0], workload.output_tokens[0]] == [0.0, 5, 3]
+    assert workload.priority is not None
+    assert workload.priority.tolist() == [6, 5]
+    assert np.shares_memory(workload.scaled(2.0).prompt_tokens, workload.prompt_tokens)
+    assert np.shares_memory(workload.take(1).prompt_tokens, workload.prompt_tokens)
+
+
 def test_columns_cannot_be_written() -> None:
     workload = Workload.from_rows("w", [Row(0.0, 5, 5)])
     with pytest.raises(ValueError, match="read-only"):
@@ -162,7 +212,8 @@ def test_gathering_rows_takes_little_memory() -> None:
 
 
 def test_requests_come_one_at_a_time() -> None:
-    workload = Workload("w", np.zeros(10**6), np.ones(10**6), np.ones(10**6))
+    ones = np.ones(10**6, np.int64)
+    workload = Workload("w", np.zeros(10**6), ones, ones)
     requests = workload.requests()
     tracemalloc.start()
     assert [next(requests)[0].id for _ in range(3)] == ["r0", "r1", "r2"]

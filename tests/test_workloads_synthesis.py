@@ -160,7 +160,7 @@ def test_fano_counts_whole_windows(seconds: list[int]) -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30).map(sorted), st.integers(0, 3))
 def test_spread_ticks_keeps_each_request_in_its_tick(ticks: list[int], seed: int) -> None:
     given_times = np.array(ticks, dtype=float) * 3
-    spread = spread_ticks(Workload("w", given_times, np.ones(len(ticks)), np.ones(len(ticks))), seed=seed).arrival_s
+    spread = spread_ticks(Workload("w", given_times, [1] * len(ticks), [1] * len(ticks)), seed=seed).arrival_s
     stamps = [*sorted(set(ticks)), math.inf]
     for before, after in zip(ticks, spread.tolist(), strict=True):
         assert 3 * before <= after <= 3 * stamps[stamps.index(before) + 1]

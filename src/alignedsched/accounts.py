@@ -92,11 +92,14 @@ class Accounts:
         need = self.layout.blocks(prefill_tokens + 1)
         return lane.state.role.prefills and need <= min(self.cluster.device[tier].kv_blocks for tier in lane.tiers)
 
+    def room(self, lane: LaneBook) -> int:
+        """Blocks that the roomiest device of a lane, as large as it is now, could hold if it were empty."""
+        ledger = self.ledger
+        return max(ledger.capacity(tier) - ledger.quarantined(tier) for tier in lane.tiers)
+
     def could_hold(self, lane: LaneBook, context_length: int) -> bool:
         """Whether a device of a lane, as large as it is now, could hold so much if it were empty."""
-        ledger = self.ledger
-        most = max(ledger.capacity(tier) - ledger.quarantined(tier) for tier in lane.tiers)
-        return self.layout.blocks(context_length) <= most
+        return self.layout.blocks(context_length) <= self.room(lane)
 
     def outgrown(self, context_length: int) -> bool:
         """Whether no device that decodes is or was configured large enough for so much. O(devices)."""

@@ -101,6 +101,16 @@ class Books(Flights):
         elif live.id not in lane.fences:
             self.vacate(live)
 
+    def recompute(self, live: Live) -> None:
+        """Send a request back to the queue as soon as nothing touches its KV; a member leaves with the next order."""
+        live.then = R.QUEUED
+        if live.state is R.RUNNING:
+            lane = self.lanes[live.lane or ""]
+            lane.going[live.id] = R.QUEUED
+            lane.dirty = True
+        elif live.state is not R.LEAVING:
+            self.vacate(live)
+
     def back_to_prefill(self, live: Live, lane: LaneBook) -> None:
         """A member whose last chunk failed before it could decode: its prefill goes on."""
         lane.state.batches[live.rank].remove(live.id)

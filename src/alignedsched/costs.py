@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from attrs import asdict, field, fields, frozen
@@ -89,6 +90,12 @@ def lane_finishing_times(costs: Costs, loads: Sequence[Load], steps: int) -> Flo
     return np.cumsum(slowest)
 
 
+def _check_number(costs: object, attribute: Any, value: Any) -> None:
+    least = "" if attribute.name == "per_prompt" else " of at least 0"
+    if not is_number(value, 0.0 if least else -math.inf):
+        raise ConfigError(f"AffineCosts: {attribute.name} must be a finite number{least}, got {show(value)}")
+
+
 @frozen
 class AffineCosts:
     """Costs by plain arithmetic, for closed-form facts and tests: ``t0 + per_row·rows + attention``.
@@ -97,16 +104,26 @@ class AffineCosts:
     ``d·n·longest`` (padded), with d = ``per_token`` and s = ``longest_per_token``; a chunk pays ``per_pair`` for each
     context token that one of its tokens reads, and ``per_prompt`` for each token, beyond its row (below 0 where a
     member costs more than that). Rows are members plus chunk tokens. Seconds throughout.
+
+    Raises ConfigError naming the field that is not finite or below 0, or where a token of a chunk would cost less than
+    nothing (``per_row + per_prompt``).
     """
 
-    t0: float
-    per_row: float
-    per_token: float
-    longest_per_token: float = 0.0
+    t0: float = field(validator=_check_number)
+    per_row: float = field(validator=_check_number)
+    per_token: float = field(validator=_check_number)
+    longest_per_token: float = field(default=0.0, validator=_check_number)
     surface: str = field(default="balanced", validator=check_surface)
-    gate: float = 0.0
-    per_pair: float = 0.0
-    per_prompt: float = 0.0
+    gate: float = field(default=0.0, validator=_check_number)
+    per_pair: float = field(default=0.0, validator=_check_number)
+    per_prompt: float = field(default=0.0, validator=_check_number)
+
+    def __attrs_post_init__(self) -> None:
+        if self.per_row + self.per_prompt < 0:
+            raise ConfigError(
+                f"AffineCosts: per_prompt must be at least -per_row = {-self.per_row!r} (a token of a chunk pays "
+                f"both), got {self.per_prompt!r}"
+            )
 
     def step_seconds(self, load: Load) -> float:
         """See Costs. O(chunks)."""
@@ -139,10 +156,13 @@ class AffineCosts:
             np.maximum(attention, self.longest_per_token * (load.longest + ahead), out=attention)
         return np.cumsum(attention + (self.t0 + self.per_row * load.n))
 
+    def content(self) -> dict[str, str | float]:
+        """What ``save`` writes: plain data, with format and version."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the costs as a versioned JSON file."""
-        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AffineCosts:
@@ -152,18 +172,16 @@ class AffineCosts:
             raise ConfigError(f"{where}: format must be {FORMAT!r}")
         if content.get("version") != VERSION:
             raise ConfigError(f"{where}: version must be {VERSION}, got {show(content.get('version'))}")
-        numbers = {}
-        for name in (f.name for f in fields(cls) if f.name != "surface"):
-            value = content.get(name)
-            least = "" if name == "per_prompt" else " of at least 0"
-            if not is_number(value, 0.0 if least else -math.inf):
-                raise ConfigError(f"{where}: {name} must be a finite number{least}, got {show(value)}")
-            numbers[name] = float(value)
         if content.get("surface") not in SURFACES:
             raise ConfigError(
                 f"{where}: surface must be one of {', '.join(SURFACES)}, got {show(content.get('surface'))}"
             )
-        return cls(surface=str(content["surface"]), **numbers)
+        given = ((f.name, content.get(f.name)) for f in fields(cls))
+        found: dict[str, Any] = {name: float(value) if is_number(value) else value for name, value in given}
+        try:
+            return cls(**found)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {str(error).removeprefix('AffineCosts: ')}") from None
 
 
 def load_costs(path: str | os.PathLike[str]) -> AffineCosts | TableCosts:

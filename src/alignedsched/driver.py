@@ -41,12 +41,6 @@ class AsyncExecutor(Protocol):
     async def wait(self, until: float | None) -> list[ExecutorEvent]: ...
 
 
-class Timed(Protocol):
-    """Caller events with the time at which they are due."""
-
-    def __iter__(self) -> Iterator[tuple[float, CallerEvent]]: ...
-
-
 def drive(
     scheduler: Scheduler,
     executor: Executor,
@@ -86,15 +80,20 @@ async def drive_async(
     *,
     observe: Observer | None = None,
 ) -> int:
-    """The same loop in asyncio: arrivals are taken as they come, until ``arrivals`` ends and nothing is left to do."""
+    """The same loop in asyncio: arrivals are taken as they come, until ``arrivals`` ends and nothing is left to do.
+
+    What ``arrivals`` raises ends the loop and is raised.
+    """
     import asyncio
 
     inbox: asyncio.Queue[CallerEvent | None] = asyncio.Queue()
 
     async def collect() -> None:
-        async for event in arrivals:
-            inbox.put_nowait(event)
-        inbox.put_nowait(None)
+        try:
+            async for event in arrivals:
+                inbox.put_nowait(event)
+        finally:
+            inbox.put_nowait(None)  # also where they raise: the loop waits for it
 
     collector = asyncio.create_task(collect())
     reports: asyncio.Task[list[ExecutorEvent]] | None = None
@@ -114,6 +113,8 @@ async def drive_async(
                 reports = None
             if arriving is not None and arriving.done():
                 event = arriving.result()
+                if event is None:
+                    await collector  # raises what the arrivals raised
                 open_, arriving = event is not None, None
                 events += [event] if event is not None else []
             plan = scheduler.handle(executor.now(), *events)

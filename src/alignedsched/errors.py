@@ -23,8 +23,12 @@ class PolicyError(AlignedSchedError):
         self.policy = policy
 
 
+class HookError(AlignedSchedError):
+    """The caller's ``eligible`` hook raised. The events of the call were taken in, and the next call asks it anew."""
+
+
 class ExecutorError(AlignedSchedError):
-    """An executor reported what cannot have happened, or got a plan it cannot carry out; nothing was changed."""
+    """An executor reported what cannot have happened, or got a plan it cannot carry out; nothing of it was taken."""
 
 
 class TraceError(AlignedSchedError, ValueError):

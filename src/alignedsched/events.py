@@ -152,7 +152,7 @@ class Resumed:
 
 @frozen
 class Draining:
-    """Finish what has begun, start nothing that still queues."""
+    """Finish what has begun, start nothing that still queues; ``Scheduler.idle`` does not wait for it."""
 
 
 ExecutorEvent = (

@@ -179,23 +179,22 @@ GPUS: Mapping[str, Gpu] = {gpu.name: gpu for gpu in (_H200, _H100, _A100, _RTX40
 
 @frozen
 class LinkSpeed:
-    """A way for KV: a copy of b bytes takes ``latency_s + b / bytes_per_s``; with both directions busy each has less.
+    """A way for KV, one direction of it: a copy of b bytes takes ``latency_s + b / bytes_per_s``.
 
-    ``both_ways`` is the share of ``bytes_per_s`` that each direction keeps then.
+    That each direction has less while both are busy is not modelled.
     """
 
     name: str
     bytes_per_s: float
     latency_s: float
-    both_ways: float = 1.0
 
 
 _LINKS: tuple[LinkSpeed, ...] = (
     # NVIDIA/nvbandwidth's README prints 26 GB/s one way and 18.6 each when both run (GPU not named, Gen4 class); the
     # 10 us of a batch of copies are assumed.
-    LinkSpeed("pcie4", 26 * _G, 10 * _US, 18.6 / 26),
-    # Assumed, not measured: 0.86 of the 64 GB/s of the specification; shares as for Gen4.
-    LinkSpeed("pcie5", 55 * _G, 10 * _US, 18.6 / 26),
+    LinkSpeed("pcie4", 26 * _G, 10 * _US),
+    # Assumed, not measured: 0.86 of the 64 GB/s of the specification.
+    LinkSpeed("pcie5", 55 * _G, 10 * _US),
     # Fits to microsoft/vidur's send/recv measurements inside one node (A100 DGX, H100 DGX), one pair.
     LinkSpeed("nvlink3", 289 * _G, 13.6 * _US),
     LinkSpeed("nvlink4", 359 * _G, 7.7 * _US),

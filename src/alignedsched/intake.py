@@ -16,6 +16,7 @@ from .events import (
     CopyFailed,
     DeviceBack,
     DeviceLost,
+    Event,
     LaneBack,
     LaneLost,
     LinkChanged,
@@ -24,9 +25,11 @@ from .events import (
     StepsFailed,
     WeightsChanged,
 )
+from .forms import check_form
 from .lane_book import LaneBook
 from .lanes import Issued
 from .live import Flight
+from .outside import show
 from .plan import Chunk, Outcome
 from .queue import Waiting
 from .reports import Reports
@@ -48,18 +51,22 @@ class Intake:
         self._reports = Reports(books)
         self._watching = watching
 
+    def check(self, events: tuple[Event, ...]) -> None:
+        """Raise CallerError or ExecutorError for an event of the wrong form, CallerError for who cannot arrive."""
+        books, seen = self._books, set[str]()
+        for event in events:
+            check_form(event)
+            if isinstance(event, Arrived):
+                request = event.request.id
+                if request in books.live or request in books.queue:
+                    raise CallerError(f"request {show(request)} is here already")
+                if request in seen:
+                    raise CallerError(f"request {show(request)} arrives twice in one call")
+                seen.add(request)
+
     # -- requests
 
-    def check_arrival(self, event: Arrived) -> None:
-        """Raise CallerError if the request cannot arrive."""
-        request = event.request
-        if not isinstance(request, Request):
-            raise CallerError(f"Arrived.request must be a Request, got {request!r}")
-        if request.id in self._books.live or request.id in self._books.queue:
-            raise CallerError(f"request {request.id!r} is here already")
-
     def arrived(self, event: Arrived) -> None:
-        self.check_arrival(event)
         books, request = self._books, event.request
         books.counts["arrived"] += 1
         order = books.arrivals
@@ -133,7 +140,7 @@ class Intake:
     def _lane(self, name: str) -> LaneBook:
         lane = self._books.lanes.get(name)
         if lane is None:
-            raise ExecutorError(f"report of lane {name!r}; known: {', '.join(self._books.lanes)}")
+            raise ExecutorError(f"report of lane {show(name)}; known: {', '.join(self._books.lanes)}")
         return lane
 
     def _progress(self, lane: LaneBook, event: StepsDone) -> None:
@@ -211,8 +218,9 @@ class Intake:
 
         Raises ExecutorError if there never was one.
         """
-        if type(event.copy) is not int or not 0 <= event.copy < self._books.next_copy:
-            raise ExecutorError(f"{type(event).__name__} of copy {event.copy!r}; {self._books.next_copy} were ordered")
+        if not 0 <= event.copy < self._books.next_copy:
+            said = f"{type(event).__name__} of copy {show(event.copy)}"
+            raise ExecutorError(f"{said}; {self._books.next_copy} were ordered")
         flight = self._books.flights.get(event.copy)
         if flight is None and event.copy in self._books.quarantine:
             self._books.vouch(self._books.quarantine[event.copy])
@@ -242,9 +250,7 @@ class Intake:
     def capacity_changed(self, event: CapacityChanged) -> None:
         books = self._books
         if event.tier not in books.cluster.tiers:
-            raise ExecutorError(f"CapacityChanged of tier {event.tier!r}; known: {', '.join(books.cluster.tiers)}")
-        if type(event.blocks) is not int or event.blocks < 0:
-            raise ExecutorError(f"CapacityChanged of {event.tier!r} to {event.blocks!r} blocks: at least 0")
+            raise ExecutorError(f"CapacityChanged of tier {show(event.tier)}; known: {', '.join(books.cluster.tiers)}")
         if books.cluster.tiers[event.tier].device in books.lost:
             books.counts["ignored"] += 1
             return
@@ -256,11 +262,10 @@ class Intake:
 
     def link_changed(self, event: LinkChanged) -> None:
         books = self._books
-        if (event.source, event.target) not in books.links:
-            raise ExecutorError(f"LinkChanged of {event.source!r} to {event.target!r}, which are not linked")
-        if not event.bytes_per_s >= 0:
-            raise ExecutorError(f"LinkChanged: bytes_per_s must be at least 0, got {event.bytes_per_s!r}")
-        books.links[event.source, event.target] = event.bytes_per_s
+        ends = event.source, event.target
+        if ends not in books.links:
+            raise ExecutorError(f"LinkChanged of {show(ends[0])} to {show(ends[1])}, which are not linked")
+        books.links[ends] = event.bytes_per_s
         for lane in books.lanes.values():
             lane.dirty = True
 

@@ -28,8 +28,6 @@ from .events import StepsDone, StepsFailed
 from .plan import Step
 from .states import OrderState
 
-NEVER = 1 << 62
-
 
 @define
 class Issued:
@@ -161,6 +159,8 @@ class LaneState:
         return True
 
     def _check_range(self, where: str, order: Issued, event: StepsDone | StepsFailed) -> None:
+        if isinstance(event, StepsDone) and event.launched is not None and event.launched < event.through:
+            raise ExecutorError(f"{where}: ran step {event.through}, but launched only {event.launched}")
         if event.first > order.latest_first:
             raise ExecutorError(
                 f"{where}: takes effect at step {event.first}, later than run_ahead {self.lane.run_ahead} allows "
@@ -234,9 +234,8 @@ class LaneState:
             self.last_possible = min(self.last_possible, self.latest_first() - 1)
         return progress
 
-    def halt(self, next_step: int | None = None) -> list[Issued]:
-        """Forget every order (failed step, lost lane): nothing runs any more. Returns those not known to have run."""
-        void = list(self.issued)
+    def halt(self, next_step: int | None = None) -> None:
+        """Forget every order (failed step, lost lane): nothing runs any more."""
         self.issued.clear()
         self.early.clear()
         if self.standing is not None:
@@ -245,4 +244,3 @@ class LaneState:
         if next_step is not None:
             self.reported = next_step - 1
         self.last_possible = self.reported
-        return void

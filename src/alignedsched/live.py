@@ -33,7 +33,7 @@ class Live:
     context: int = 0  # context length of its first step as a member
     allowance: int = 0  # tokens it may make as a member
     base: int | None = None  # context length minus step, once the order is known to have taken effect
-    leave_order: int = -1
+    leave_order: int = -1  # nobody reads it; it keeps its place in snapshots
     then: RequestState = RequestState.POOLED  # where it goes once it has left
     outcome: Outcome | None = None
     why: str = ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from .asking import wishes
 from .books import Books
 from .cluster import HOST
 from .lane_book import LaneBook
 from .live import Live
 from .policies.protocols import Evict, Policy, Transfer
-from .room import ask
 from .scheduler_view import SchedulerView
 from .states import RequestState
 
@@ -24,7 +24,7 @@ class Placement:
 
     def place(self, lane: LaneBook) -> None:
         books, view = self._books, self._views[lane.id]
-        for proposal in ask(self._policy, lambda: list(self._policy.residency.place(view))):
+        for proposal in wishes(self._policy, view):
             live = books.live.get(proposal.request)
             taken = live is not None and (
                 self._transfer(lane, live, proposal) if isinstance(proposal, Transfer) else self._evict(live, proposal)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
+from .asking import ask, composition
 from .books import Books
-from .errors import PolicyError
 from .lane_book import LaneBook
 from .live import Live
 from .narrator import Rule
 from .placement import Placement
 from .plan import Chunk, Join, Step
-from .policies.protocols import Composition, Policy
+from .policies.protocols import Policy
 from .prefill import Prefill
 from .request import Request, RequestId
-from .room import Room, ask
+from .room import Room
 from .scheduler_view import SchedulerView
 from .states import RequestState
 
@@ -82,29 +82,31 @@ class Planner:
                 self._placement.place(lane)  # who was parked makes room only by being copied out
             elif looked or self._waits(lane):
                 self._decide(lane, latest, dirty, joins, leaves, chunks)
-        except PolicyError:  # what was taken until then stands: the executor must hear of it
-            lane.dirty = True
+        except BaseException:  # whatever it is, what was taken until then stands: the executor must hear of it
+            lane.dirty, lane.looked = True, looked
             self._order(lane, latest, joins, leaves, chunks, self._over_full(lane))
             raise
         self._order(lane, latest, joins, leaves, chunks, stuck)
 
     def look(self, lane: LaneBook) -> None:
         """Ask batching about members alone, as it wished; the lane is dirty if there is something to change."""
-        lane.look_at = None
         if self._waits(lane) or not lane.state.may_order():
+            lane.look_at = None
             return
-        batching, view = self._policy.batching, self._views[lane.id]
-        composition: Composition = ask(self._policy, lambda: batching.compose(view))
-        if composition.joins or composition.parks or composition.candidates or composition.unclaims:
+        view = self._views[lane.id]
+        wanted = composition(self._policy, view)
+        if wanted.joins or wanted.parks or wanted.candidates or wanted.unclaims:
+            lane.look_at = None
             lane.dirty = lane.looked = True
         else:
-            lane.look_at = composition.look_at
-            ask(self._policy, lambda: batching.taken(view, composition))
+            lane.look_at = wanted.look_at
+            ask(self._policy, lambda: self._policy.batching.taken(view, wanted))
 
     def _decide(
         self, lane: LaneBook, latest: int, dirty: bool, joins: list[Join], leaves: list[RequestId], chunks: list[Chunk]
     ) -> None:
         """Ask the policies and take what is possible, into ``joins``, ``leaves`` and ``chunks``."""
+        self._prefill.refused = None
         joins += self._arrivals(lane, latest)
         if dirty:
             self._compose(lane, latest, joins, leaves)
@@ -174,7 +176,7 @@ class Planner:
         if (
             len(batch) >= state.lane.max_members
             or need > books.ledger.free(tier)
-            or not self._prefill.kind_open(live.request, lane.kinds)
+            or not self._prefill.kind_open(lane, live.request, live.order, lane.kinds)
         ):
             return []
         if extent.doomed or extent.growing:
@@ -186,10 +188,9 @@ class Planner:
 
     def _compose(self, lane: LaneBook, latest: int, joins: list[Join], leaves: list[RequestId]) -> None:
         books, view = self._books, self._views[lane.id]
-        batching = self._policy.batching
-        composition: Composition = ask(self._policy, lambda: batching.compose(view))
-        parks = self._known(composition.parks)
-        wanted = self._known(composition.joins)
+        wanted = composition(self._policy, view)
+        parks = self._known(wanted.parks)
+        joining = self._known(wanted.joins)
         for live in parks:
             if live.state is R.RUNNING and live.lane == lane.id and self._has_run(lane, live):
                 leaves.append(live.id)
@@ -197,16 +198,16 @@ class Planner:
         if parks:
             for rank, tier in enumerate(lane.tiers):
                 books.ledger.set_growth(tier, lane.state.batches[rank].blocks(latest))
-        for live in self._known(composition.unclaims):
+        for live in self._known(wanted.unclaims):
             if live.state in (R.CANDIDATE, R.JOINING) and live.lane == lane.id:
                 books.unclaim(live)
-        for live in self._known(composition.candidates):
+        for live in self._known(wanted.candidates):
             if live.state is R.POOLED and lane.state.role.decodes and books.could_hold(lane, live.context_length):
                 books.claim(live, lane, R.CANDIDATE)
-        for live in wanted:
+        for live in joining:
             self._take_join(lane, live, latest, joins)
-        lane.wake_at, lane.look_at, lane.why = composition.wake_at, composition.look_at, composition.why
-        ask(self._policy, lambda: batching.taken(view, composition))
+        lane.wake_at, lane.look_at, lane.why = wanted.wake_at, wanted.look_at, wanted.why
+        ask(self._policy, lambda: self._policy.batching.taken(view, wanted))
 
     @staticmethod
     def _has_run(lane: LaneBook, live: Live) -> bool:

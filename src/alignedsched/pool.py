@@ -96,6 +96,10 @@ class Pool:
         """Blocks the requests of a class need. O(1)."""
         return self._blocks[level][index]
 
+    def longer(self, length: int) -> int:
+        """Requests with a context length above ``length``. O(log n)."""
+        return len(self._by_length) - self._by_length.bisect_left((length + 1, -1, ""))
+
     def again(self) -> tuple[str, ...]:
         """Ids of those that were preempted and computed anew, in order of arrival. O(their number, times its log)."""
         return tuple(sorted(self._again, key=self.order))

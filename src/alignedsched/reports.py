@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from .books import Books
 from .errors import ExecutorError
 from .events import StepsDone, StepsFailed
 from .lane_book import LaneBook
 from .live import Live
-from .outside import show
 from .plan import Chunk
 from .states import RequestState
 
@@ -27,8 +24,6 @@ class Reports:
         order = lane.state.find(event.order)
         assert order is not None
         where = f"lane {event.lane!r}, order {event.order}"
-        if isinstance(event, StepsDone):
-            self._check_times(where, event)
         chunks = {chunk.request: chunk for chunk in order.step.chunks}
         named = {request for request, _ in event.finished}
         for request, step in event.finished:
@@ -38,7 +33,7 @@ class Reports:
                 raise ExecutorError(f"{where}: {request!r} finished, but is no member")
             if not lane.state.reported < step <= event.through:
                 raise ExecutorError(f"{where}: {request!r} finished in step {step}, outside of what is newly done")
-        if isinstance(event, StepsDone) and chunks:
+        if isinstance(event, StepsDone) and (chunks or event.prefilled):
             self._check_chunks(where, chunks, event)
         for batch in lane.state.batches:
             limit = batch.next_limit()
@@ -46,13 +41,6 @@ class Reports:
                 due = self._due(self._books.live[limit[1]], limit[0], event)
                 if due is not None and due <= event.through:
                     raise ExecutorError(f"{where}: {limit[1]!r} went on beyond its limit, reached in step {due}")
-
-    @staticmethod
-    def _check_times(where: str, event: StepsDone) -> None:
-        if not 0 <= event.seconds <= sys.float_info.max:
-            raise ExecutorError(f"{where}: seconds must be finite and at least 0, got {show(event.seconds)}")
-        if event.ended is not None and not abs(event.ended) <= sys.float_info.max:
-            raise ExecutorError(f"{where}: ended must be a finite time or None, got {show(event.ended)}")
 
     @staticmethod
     def _due(live: Live, limit: int, event: StepsDone | StepsFailed) -> int | None:

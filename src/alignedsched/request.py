@@ -46,6 +46,11 @@ def _name(instance: Any, attribute: Any, value: Any) -> None:
         raise CallerError(f"{type(instance).__name__}.{attribute.name} must be a non-empty string, got {show(value)}")
 
 
+def _text(instance: Any, attribute: Any, value: Any) -> None:
+    if value is not None and type(value) is not str:
+        raise CallerError(f"{type(instance).__name__}.{attribute.name} must be a string or None, got {show(value)}")
+
+
 @frozen
 class Request:
     """One request of a client.
@@ -53,7 +58,8 @@ class Request:
     ``output_limit`` is the most tokens it may produce (``None``: up to the model's last position). What it really
     produces is known only when the executor reports it finished. Times are seconds on the caller's clock;
     ``ttft_target`` and ``tpot_target`` are seconds, ``deadline`` a point in time. ``kind`` names what may not be
-    mixed freely in one batch (an adapter, say).
+    mixed freely in one batch (an adapter, say). Orders other than that of arrival let requests age from ``arrival``,
+    which nobody fills in: where all keep 0.0 nobody ages.
 
     Raises CallerError naming the field when a value is out of range.
     """
@@ -63,10 +69,10 @@ class Request:
     output_limit: int | None = field(default=None, validator=_maybe(_count(1)))
     arrival: float = field(default=0.0, validator=_seconds)
     priority: int = 0  # larger goes first where a policy looks at it
-    tenant: str | None = None
+    tenant: str | None = field(default=None, validator=_text)
     deadline: float | None = field(default=None, validator=_maybe(_seconds))
     ttft_target: float | None = field(default=None, validator=_maybe(_seconds))
     tpot_target: float | None = field(default=None, validator=_maybe(_seconds))
     block_hashes: tuple[int, ...] = ()  # chained content hashes of the prompt's blocks (shared prefixes)
-    session: str | None = None
-    kind: str | None = None
+    session: str | None = field(default=None, validator=_text)
+    kind: str | None = field(default=None, validator=_text)

@@ -6,12 +6,9 @@ and a lone member never makes room for itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
+from .asking import victims
 from .books import Books
 from .cluster import HOST
-from .errors import PolicyError
 from .lane_book import LaneBook
 from .live import Live
 from .narrator import Rule
@@ -22,17 +19,6 @@ from .scheduler_view import SchedulerView
 from .states import CopyState, RequestState
 
 R = RequestState
-T = TypeVar("T")
-
-
-def ask(policy: Policy, question: Callable[[], T]) -> T:
-    """Ask a policy; what it raises becomes a PolicyError that names it."""
-    try:
-        return question()
-    except PolicyError:
-        raise
-    except Exception as error:
-        raise PolicyError(policy.name, f"raised {type(error).__name__}: {error}") from error
 
 
 class Room:
@@ -50,10 +36,10 @@ class Room:
         for rank, tier in enumerate(lane.tiers):
             if books.ledger.free(tier) >= 0:
                 continue
-            victims = iter(self._victims(lane, rank))
+            offered = iter(self._victims(lane, rank))
             parked = 0  # their blocks come free when residency has copied them out
             while books.ledger.free(tier) + self._coming(lane, tier) + parked < 0:
-                named = next(victims, None)
+                named = next(offered, None)
                 chosen = named or self._fallback_victim(lane, rank)
                 if chosen is None:
                     break
@@ -79,7 +65,7 @@ class Room:
         if len(lane.state.batches[rank]) < 2 and not lane.prefilling:
             return []
         short = -self._books.ledger.free(lane.tiers[rank])
-        return ask(self._policy, lambda: list(self._policy.batching.victims(self._views[lane.id], rank, short)))
+        return victims(self._policy, self._views[lane.id], rank, short)
 
     def _fallback_victim(self, lane: LaneBook, rank: int) -> tuple[RequestId, Sacrifice] | None:
         """Beyond the policy's victims: the newest that holds KV here without running, then the newest member."""
@@ -104,7 +90,7 @@ class Room:
             return
         if live.state is not R.RUNNING:
             if self._yields(live, lane.tiers[rank]):
-                self._recompute(live)
+                books.recompute(live)
             return
         batch = lane.state.batches[rank]
         if request not in batch:
@@ -132,10 +118,6 @@ class Room:
             return False
         blocks = books.layout.blocks(live.context_length)
         return self._views[lane.id].route(lane.tiers[live.rank], HOST) is not None and books.ledger.free(HOST) >= blocks
-
-    def _recompute(self, live: Live) -> None:
-        live.then = R.QUEUED
-        self._books.vacate(live)
 
     def _coming(self, lane: LaneBook, tier: str) -> int:
         """Blocks of a device that come free when what is under way has ended. O(fences and copies)."""
@@ -185,5 +167,5 @@ class Room:
         fits = books.layout.blocks(newest.context_length) <= max(map(books.ledger.capacity, tiers))
         if len(held) > 1 or lane.prefilling or lane.joining or overtaken or not fits:
             self._tell(Rule.STARTS_OVER, lane, newest.id, len(held))
-            self._recompute(newest)
+            books.recompute(newest)
             lane.dirty = True

@@ -7,9 +7,11 @@ events always give the same plans.
 
 How a call goes:
 
-1. Every event is checked, and refused as a whole call if the caller got it wrong, before anything changes.
-2. Events are taken in. They move requests between the queue, the pool and the running batches, lengthen extents when
-   copies and chunks arrive, and mark the lanes to which this may matter as dirty.
+1. An event that is not of its form (``forms``) and an arrival that cannot be are refused as a whole call, before
+   anything changes.
+2. Events are taken in, one after the other; a report that cannot be true is refused when it is its turn. They move
+   requests between the queue, the pool and the running batches, lengthen extents when copies and chunks arrive, and
+   mark the lanes to which this may matter as dirty.
 3. Dirty lanes are planned (``planner``): reservation, departures, victims, joins, copies, prefill, order. A lane to
    which nothing happened is not looked at, so a plain decode step costs a handful of comparisons.
 4. The outbox becomes the plan.
@@ -33,14 +35,14 @@ were not reported have not happened.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from .asking import hooked
 from .books import Books
 from .cluster import Cluster
-from .errors import CallerError, ConfigError, PolicyError
+from .errors import CallerError, ConfigError
 from .events import (
     Arrived,
     Cancelled,
@@ -61,12 +63,13 @@ from .events import (
     StepsFailed,
     WeightsChanged,
 )
+from .forms import check_steps
 from .intake import Intake
 from .lane_book import LaneBook
 from .leases import Leases
 from .load import Costs
 from .narrator import Narrator
-from .outside import show
+from .outside import is_number, show
 from .plan import Plan
 from .planner import Planner
 from .policies import fcfs
@@ -79,6 +82,7 @@ from .standstill import Standstill
 from .trouble import Trouble
 from .watching import Watching
 
+_INF = math.inf
 PLANNING_PASSES = 4  # lanes may make work for each other; what is left then waits for the very next call
 
 
@@ -87,11 +91,12 @@ class Scheduler:
 
     ``policy`` is a whole policy (see ``registry.policy``), ``cost_aligned`` unless another is given. ``costs`` is what
     the executor publishes about its steps, shown to policies. ``max_horizon`` is the longest a standing order lasts
-    (steps). ``max_kinds`` bounds the kinds (adapters) in one batch; ``eligible`` may hold requests back from prefill.
-    ``copy_retries`` and ``step_retries`` bound retries before a request is computed again, or failed.
-    ``copy_lease_s``: a copy without completion for so long is given up and its target quarantined until the executor
-    vouches for it by that completion. ``step_lease_s``: a lane that owes a report for so long is given up
-    (``Plan.given_up``); choose it longer than the executor ever goes without one. ``None``: wait for ever.
+    (steps). ``max_kinds`` bounds the kinds (adapters) in one batch; whom that keeps out is passed by fewer later ones
+    than the lane has seats. ``eligible`` may hold requests back from prefill. ``copy_retries`` and ``step_retries``
+    bound retries before a request is computed again, or failed. ``copy_lease_s``: a copy without completion for so long
+    is given up and its target quarantined until the executor vouches for it by that completion. ``step_lease_s``: a
+    lane that owes a report for so long is given up (``Plan.given_up``); choose it longer than the executor ever goes
+    without one. ``None``: wait for ever.
 
     Raises ConfigError for an option out of range, and when the cluster and the policy cannot work together.
     """
@@ -117,7 +122,7 @@ class Scheduler:
         number(0.0, none=True)("Scheduler", "copy_lease_s", copy_lease_s)
         number(0.0, none=True)("Scheduler", "step_lease_s", step_lease_s)
         _check_routes(cluster)
-        allow = eligible or _everybody
+        allow = hooked(eligible) if eligible is not None else _everybody
         policy = policy or registered("cost_aligned")
         self.cluster = cluster
         self.policy = policy
@@ -168,24 +173,25 @@ class Scheduler:
     def handle(self, now: float, *events: Event) -> Plan:
         """Take events in and say what to do. O(log n) per event; O(1) for a plain decode step.
 
-        Raises CallerError or ExecutorError, naming the field, when an event cannot be true; the call then changed
-        nothing that its earlier events did not. Raises PolicyError when a policy raised; the next call goes on.
+        Raises CallerError or ExecutorError, naming the field, for what cannot be; nothing was changed, unless a report
+        is refused for what was reported before it: then the events in front of it are taken in, to be answered by the
+        next plan, and it and those behind it are not. Raises PolicyError or HookError when a policy or the caller's
+        hook raised, or a policy proposed nonsense: all events are taken in, and the next call goes on.
         """
         books = self._books
-        if not abs(now) <= sys.float_info.max:
+        if not (type(now) is float and -_INF < now < _INF) and not is_number(now):
             raise CallerError(f"now must be a finite number of seconds, got {show(now)}")
+        if len(events) == 1 and type(events[0]) is StepsDone:
+            check_steps(events[0])
+        else:
+            self._intake.check(events)
         if now < books.now:
             books.counts["late_now"] += 1
         else:
             books.now = now
         try:
-            if len(events) > 1:
-                self._check_arrivals(events)
             for event in events:
-                handler = self._handlers.get(type(event))
-                if handler is None:
-                    raise CallerError(f"{event!r} is no event; known: {', '.join(e.__name__ for e in self._handlers)}")
-                handler(event)
+                self._handlers[type(event)](event)
             self._leases.expire()
             if self._watching is not None:
                 self._watching.tell()
@@ -219,7 +225,7 @@ class Scheduler:
     def _asking(self, what: Callable[[LaneBook], None], lane: LaneBook) -> None:
         try:
             what(lane)
-        except PolicyError:
+        except BaseException:
             self._books.raised = True
             self._standstill.note()
             raise
@@ -231,7 +237,9 @@ class Scheduler:
             wake = due
         for lane in self._lanes:
             for asked in (lane.wake_at, lane.look_at):
-                if asked is not None and not self._books.paused and (wake is None or asked < wake):
+                if asked is None or self._books.paused or asked <= self._books.now:
+                    continue  # who names a moment that has come was asked again in this call, and is not so for ever
+                if wake is None or asked < wake:
                     wake = asked
             if lane.dirty and not self._books.paused and not lane.state.lost and lane.may_plan():
                 wake = self._books.now
@@ -263,16 +271,6 @@ class Scheduler:
     def _drain(self, event: Draining) -> None:
         self._books.draining = True
 
-    def _check_arrivals(self, events: tuple[Event, ...]) -> None:
-        """Two arrivals of one id in a call are refused before the first is taken in."""
-        seen: set[str] = set()
-        for event in events:
-            if isinstance(event, Arrived):
-                self._intake.check_arrival(event)
-                if event.request.id in seen:
-                    raise CallerError(f"request {event.request.id!r} arrives twice in one call")
-                seen.add(event.request.id)
-
     # -- looking in
 
     @property
@@ -301,8 +299,13 @@ class Scheduler:
         return len(self._books.live)
 
     def idle(self) -> bool:
-        """Whether nothing is left to do: no request queued or live, no copy under way."""
-        return not (self._books.queue or self._books.live or self._books.flights)
+        """Whether nothing is left to do: no request queued or live, no copy under way.
+
+        While draining, only those that queue count that had begun before: the others stay where they are.
+        """
+        books = self._books
+        queued = books.queue.again if books.draining else books.queue
+        return not (queued or books.live or books.flights)
 
     def view(self, lane: str) -> SchedulerView:
         """The view policies get of a lane. Raises KeyError for an unknown one."""

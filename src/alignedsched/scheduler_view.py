@@ -121,6 +121,10 @@ class SchedulerView:
             if not lane.state.lost
         }
 
+    @property
+    def rooms(self) -> Mapping[str, int]:
+        return {lane.id: self._books.room(lane) for lane in self._books.deciders if not lane.state.lost}
+
     def entry(self, request: RequestId) -> Entry:
         live = self._books.live[request]
         limit = self.cluster.max_positions
@@ -162,7 +166,8 @@ class SchedulerView:
     def _holdable(self, request: Request) -> bool:
         """Whether the lane's devices, as large as they are now, could prefill a request that queues. O(ranks).
 
-        What does not fit waits for a larger lane, or for capacity to come back, and blocks nobody behind it.
+        With room for one token more, as admission policies ask for. What does not fit waits for a larger lane, or for
+        capacity to come back, and blocks nobody behind it.
         """
         ledger = self._books.ledger
         room = [ledger.capacity(tier) - ledger.quarantined(tier) for tier in self._lane.tiers]
@@ -171,4 +176,4 @@ class SchedulerView:
         if request.id not in self._books.queue:
             return True
         tokens = self._books.queue.get(request.id).prefill_tokens
-        return self.layout.blocks(self._books.prefill_room(self._lane, tokens)) <= max(room)
+        return self.layout.blocks(tokens + 1) <= max(room)

@@ -11,6 +11,7 @@ from .errors import ExecutorError
 from .events import StepsFailed
 from .lane_book import LaneBook
 from .live import Flight, Live
+from .outside import show
 from .plan import Outcome
 from .states import CopyState, RequestState
 
@@ -49,8 +50,7 @@ class Trouble:
         live.copy_failures += 1
         if live.copy_failures > self._copy_retries and live.state in (R.POOLED, R.CANDIDATE, R.JOINING):
             live.copy_failures = 0
-            live.then = R.QUEUED
-            self._books.vacate(live)
+            self._books.recompute(live)
 
     def forsake_copy(self, flight: Flight) -> None:
         """A copy whose lease ended counts as one that failed, and what it may still write is quarantined."""
@@ -129,14 +129,14 @@ class Trouble:
         self._empty(lane, None)
         lane.state.lost = True
         for request in tuple(lane.prefilling):
-            self._recompute(books.live[request])
+            books.recompute(books.live[request])
         for request in (*lane.candidates, *lane.joining):
             books.unclaim(books.live[request])
         if lane.state.role.decodes:
             for tier in lane.tiers:
                 for request in tuple(books.resident[tier]):
                     if not books.whole_elsewhere(books.live[request], tier):
-                        self._recompute(books.live[request])
+                        books.recompute(books.live[request])
         books.touch_deciders()
         books.touch_prefillers()
 
@@ -155,17 +155,21 @@ class Trouble:
 
     @staticmethod
     def _check_next(lane: LaneBook, next_step: int) -> None:
-        if type(next_step) is not int or next_step <= lane.state.reported:
+        if next_step <= lane.state.reported:
             done = lane.state.reported
-            raise ExecutorError(f"lane {lane.id!r} is back at step {next_step!r}, but step {done} is done")
+            raise ExecutorError(f"lane {lane.id!r} is back at step {show(next_step)}, but step {done} is done")
 
     # -- devices
+
+    def _check_device(self, event: str, device: str) -> None:
+        known = self._books.cluster.device
+        if device not in known:
+            raise ExecutorError(f"{event} of {show(device)}; known: {', '.join(known)}")
 
     def lose_device(self, device: str) -> None:
         """A device is gone with its memory: copies from and to it have ended, its lane is lost."""
         books = self._books
-        if device not in books.cluster.device:
-            raise ExecutorError(f"DeviceLost of {device!r}; known: {', '.join(books.cluster.device)}")
+        self._check_device("DeviceLost", device)
         if device in books.lost:
             books.counts["ignored"] += 1
             return
@@ -194,7 +198,7 @@ class Trouble:
         """Requests that wait for a lost lane wait for any lane."""
         books = self._books
         for request in tuple(lane.prefilling):
-            self._recompute(books.live[request])
+            books.recompute(books.live[request])
         for request in (*lane.candidates, *lane.joining):
             books.unclaim(books.live[request])
 
@@ -207,13 +211,12 @@ class Trouble:
                 if live.state in (R.ENDED, R.LEAVING):
                     books.gone(live)
                 elif not books.whole_elsewhere(live, tier):
-                    self._recompute(live)
+                    books.recompute(live)
 
     def device_back(self, device: str, next_step: int) -> None:
         """A lost device is back, empty; its lane steps again as soon as all its devices are there."""
         books = self._books
-        if device not in books.cluster.device:
-            raise ExecutorError(f"DeviceBack of {device!r}; known: {', '.join(books.cluster.device)}")
+        self._check_device("DeviceBack", device)
         if device not in books.lost:
             books.counts["ignored"] += 1
             return
@@ -232,8 +235,9 @@ class Trouble:
     def lose_staged(self, device: str, requests: tuple[str, ...]) -> None:
         """A helper took staged KV back: it is fetched from where it came from."""
         books = self._books
-        spec = books.cluster.device.get(device)
-        if spec is None or not spec.staging_blocks:
+        self._check_device("StagedLost", device)
+        spec = books.cluster.device[device]
+        if not spec.staging_blocks:
             raise ExecutorError(f"StagedLost of {device!r}, which stages nothing")
         tier = spec.staging_tier
         for request in requests or tuple(r for r, extents in books.ledger.segments() if tier in extents):
@@ -259,7 +263,7 @@ class Trouble:
             if books.cluster.tiers[tier].staged or books.whole_elsewhere(live, tier):
                 self._withdraw(live, tier)
             else:
-                self._recompute(live)
+                books.recompute(live)
 
     def _withdraw(self, live: Live, tier: str) -> None:
         """Give up KV in a tier, and the copies from and to it."""
@@ -276,15 +280,4 @@ class Trouble:
         books = self._books
         for live in tuple(books.live.values()):
             if live.outcome is None:
-                self._recompute(live)
-
-    def _recompute(self, live: Live) -> None:
-        """Send a request back to the queue as soon as nothing touches its KV."""
-        books = self._books
-        live.then = R.QUEUED
-        if live.state is R.RUNNING:
-            lane = books.lanes[live.lane or ""]
-            lane.going[live.id] = R.QUEUED
-            lane.dirty = True
-        elif live.state is not R.LEAVING:
-            books.vacate(live)
+                books.recompute(live)

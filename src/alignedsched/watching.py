@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
+from .asking import ask
 from .books import Books
 from .lane_book import LaneBook
 from .lanes import Issued, Progress
@@ -14,7 +15,6 @@ from .live import Live
 from .load import Load
 from .plan import Outcome
 from .policies.protocols import Policy, Stepped
-from .room import ask
 
 
 @define(eq=False)
@@ -35,13 +35,16 @@ class Watching:
         O(ranks + chunks + members that orders under way add or remove).
         """
         steps = progress.through - progress.start + 1
-        if steps > 0 and seconds > 0:
+        if steps > 0:
             loads = tuple(self._load(lane, progress.order, rank, progress.start) for rank in range(len(lane.tiers)))
             self._steps.append(Stepped(lane.id, loads, steps, seconds))
 
     def _load(self, lane: LaneBook, order: Issued, rank: int, step: int) -> Load:
         """One rank's load in ``step``: its batch as planned, with what later orders changed taken back."""
         live, batch = self.books.live, lane.state.batches[rank]
+        chunks = tuple((chunk.start, chunk.end) for chunk in order.step.chunks if chunk.rank == rank)
+        if not lane.state.issued and not lane.fences:  # as of a plain step, which has to be cheap
+            return Load(len(batch), batch.total(step), batch.longest(step), chunks)
         later = {
             join.request: batch.base(join.request) + step
             for issued in lane.state.issued
@@ -55,7 +58,7 @@ class Watching:
             len(batch) - len(later) + len(left),
             batch.total(step) - sum(later.values()) + sum(left),
             max(longest, *left) if left else longest,
-            tuple((chunk.start, chunk.end) for chunk in order.step.chunks if chunk.rank == rank),
+            chunks,
         )
 
     def tell(self) -> None:

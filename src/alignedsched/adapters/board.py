@@ -241,6 +241,10 @@ class BoardView:
         board = self._board
         return {LANE: len(board.batch) + len(board.joining) + len(board.prefilling)}
 
+    @property
+    def rooms(self) -> Mapping[str, int]:
+        return {LANE: self._board.cluster.devices[0].kv_blocks}
+
     def entry(self, request: RequestId) -> Entry:
         """See LaneView. O(1)."""
         board = self._board

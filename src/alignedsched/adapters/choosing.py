@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from attrs import define, field
 
+from ..asking import ask, composition, takes, victims, wishes
 from ..cluster import HOST as HOST_TIER
 from ..policies import fcfs
 from ..policies.protocols import Policy, Sacrifice, Take, Transfer
 from ..request import RequestId
-from ..room import ask
 from .board import TIER, At, Board, BoardView, Row
 from .columns import DEVICE, HOST, TO_HOST
 from .reading import rank_of
@@ -72,11 +72,11 @@ class Chooser:
 
     def _make_room(self, choice: Choice) -> None:
         """Whom the policy gives up, until the next step fits; beyond them the newest that holds blocks."""
-        board, batching = self.board, self.policy.batching
+        board = self.board
         short = -board.free
         if short <= 0:
             return
-        named = ask(self.policy, lambda: list(batching.victims(self.view, 0, short)))
+        named = victims(self.policy, self.view, 0, short)
         rest = sorted(board.rows.values(), key=lambda row: -row.order)
         others = ((row.request.id, Sacrifice.RECOMPUTE) for row in rest)
         for request, how in (*named, *others):
@@ -128,37 +128,37 @@ class Chooser:
 
     def _compose(self, policy: Policy, choice: Choice) -> None:
         board, view = self.board, self.view
-        composition = ask(policy, lambda: policy.batching.compose(view))
-        for request in dict.fromkeys(composition.parks):
+        wanted = composition(policy, view)
+        for request in dict.fromkeys(wanted.parks):
             row = board.rows.get(request)
             if row is not None and row.at is At.RUNNING and board.length(row) > row.joined:
                 board.put(row, At.POOLED)
-                choice.reasons[request] = composition.why
-        for request in composition.unclaims:
+                choice.reasons[request] = wanted.why
+        for request in wanted.unclaims:
             row = board.rows.get(request)
             if row is not None and row.at in (At.CANDIDATE, At.JOINING):
                 board.put(row, At.POOLED)
-        for request in composition.candidates:
+        for request in wanted.candidates:
             row = board.rows.get(request)
             if row is not None and row.at is At.POOLED:
                 board.put(row, At.CANDIDATE)
-        for request in dict.fromkeys(composition.joins):
+        for request in dict.fromkeys(wanted.joins):
             row = board.rows.get(request)
             if row is None or row.at not in (At.POOLED, At.CANDIDATE):
                 continue
             if self._join(row):
-                choice.reasons[request] = composition.why
+                choice.reasons[request] = wanted.why
             elif row.place not in (DEVICE, TO_HOST):
                 board.put(row, At.JOINING)
-        choice.wake_at, choice.look_at, choice.why = composition.wake_at, composition.look_at, composition.why
-        ask(policy, lambda: policy.batching.taken(view, composition))
+        choice.wake_at, choice.look_at, choice.why = wanted.wake_at, wanted.look_at, wanted.why
+        ask(policy, lambda: policy.batching.taken(view, wanted))
 
     # -- copies
 
     def _place(self, policy: Policy, choice: Choice) -> None:
         """Copies that are legal and have room; the rest is passed over."""
         board = self.board
-        for wish in ask(policy, lambda: list(policy.residency.place(self.view))):
+        for wish in wishes(policy, self.view):
             row = board.rows.get(wish.request)
             if row is None or not isinstance(wish, Transfer) or wish.request in choice.to_host:
                 continue
@@ -184,7 +184,7 @@ class Chooser:
         tokens, free = view.lane.max_tokens - len(board.batch), board.free
         served: dict[RequestId, None] = {}
         relieved = bool(choice.victims)
-        for take in ask(policy, lambda: list(policy.admission.admit(view))):
+        for take in takes(policy, view):
             if take.request in served or not 0 < take.tokens <= tokens:
                 continue
             if take.request in board.queue:

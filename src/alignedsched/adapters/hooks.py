@@ -15,13 +15,13 @@ from functools import partial
 
 from attrs import evolve, field, frozen
 
+from ..asking import ask
 from ..errors import CallerError, ConfigError
 from ..load import Costs, Load
 from ..outside import is_count, is_number, show
 from ..policies.protocols import Policy, Sacrifice, Stepped, Take
 from ..registry import policy as policy_named
 from ..request import Request, RequestId
-from ..room import ask
 from .board import LANE, Board, BoardView, cluster_of
 from .choosing import Choice, Chooser
 from .columns import DEVICE, HOST, LONGEST, TO_DEVICE, TO_HOST, Queued, Resident
@@ -125,8 +125,10 @@ class Hooks:
 
         For engines with deep queues, in place of the ``Queued`` table. Then ``end`` has to be told of whoever ends
         without ever having been resident between two steps: cancelled while it queued, or done with its first token.
-        O(log n). Raises CallerError if it queues already.
+        O(log n). Raises CallerError if it queues already, or is no Request.
         """
+        if not isinstance(request, Request):
+            raise CallerError(f"Hooks.enqueue: request must be a Request, got {show(request)}")
         if produced is not None and not is_count(produced, 0, LONGEST):
             raise CallerError(f"Hooks.enqueue: produced must be an integer of at least 0, got {show(produced)}")
         self._reader.enqueue(request, produced)
@@ -174,6 +176,10 @@ class Hooks:
         naming table, column, row and id, and then nothing has changed; PolicyError if the policy raises.
         """
         self._check(now, free_blocks, free_host_blocks, seconds)
+        if not isinstance(resident, Resident):
+            raise CallerError(f"Hooks.decide: resident must be a Resident, got {show(resident)}")
+        if queued is not None and not isinstance(queued, Queued):
+            raise CallerError(f"Hooks.decide: queued must be a Queued or None, got {show(queued)}")
         board, reader = self._board, self._reader
         was, board.now = board.now, max(board.now, float(now))
         try:

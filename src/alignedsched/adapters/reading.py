@@ -12,11 +12,11 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from ..asking import ask
 from ..errors import CallerError
 from ..policies.protocols import Policy
 from ..queue import Waiting
 from ..request import Request, RequestId
-from ..room import ask
 from .board import At, Board, Row
 from .columns import DEVICE, Queued, Resident, bad, check_ids, check_row, check_rows, prompt, value
 
@@ -72,8 +72,8 @@ class Reader:
             if lengths == self._lengths:
                 self.steps, self.news = 0, False
                 return
-        r = resident
-        self._read(Resident(ids, lengths, left, places, r.produced, r.limits, r.since, r.priorities), queued)
+        rest = map(_python, (resident.produced, resident.limits, resident.since, resident.priorities))
+        self._read(Resident(ids, lengths, left, places, *rest), queued and _python_queue(queued))
         self._ids, self._lengths, self._left, self._places, self._waiting = ids, lengths, left, places, waiting
         self.doubt()
 
@@ -212,8 +212,8 @@ class Reader:
 
     # -- the queue
 
-    def _check_queued(self, queued: Queued, present: Mapping[RequestId, int]) -> list[tuple[int, int]]:
-        """Rows of the table that do not queue yet, with their prompts."""
+    def _check_queued(self, queued: Queued, present: Mapping[RequestId, int]) -> list[tuple[Request, int | None]]:
+        """Requests of the table that do not queue yet, with what they have produced."""
         check_rows(queued)
         _numbered(queued)
         arriving = []
@@ -222,10 +222,11 @@ class Reader:
                 raise bad(queued, "ids", at, request, "no request that Resident has too")
             if request not in self.board.queue:
                 check_row(queued, at)
-                arriving.append((at, prompt(queued, at)))
+                arrived = _request(queued, at, request, prompt(queued, at), self.board.now)
+                arriving.append((arrived, value(queued.produced, at, None)))
         return arriving
 
-    def _apply_queued(self, queued: Queued, arriving: Sequence[tuple[int, int]]) -> None:
+    def _apply_queued(self, queued: Queued, arriving: Sequence[tuple[Request, int | None]]) -> None:
         board, present = self.board, dict.fromkeys(queued.ids)
         for request in [request for _, request in board.queue.rows() if request not in present]:
             waiting = board.queue.get(request)
@@ -233,9 +234,8 @@ class Reader:
                 self.ended.append(Ended(waiting.request, waiting.produced + 1, True))
             board.queue.remove(request)
             self.news = True
-        for at, tokens in arriving:
-            arrived = _request(queued, at, queued.ids[at], tokens, board.now)
-            self.enqueue(arrived, value(queued.produced, at, None))
+        for arrived, produced in arriving:
+            self.enqueue(arrived, produced)
 
     def enqueue(self, request: Request, produced: int | None) -> None:
         """A request queues; one whose KV existed until now has lost it. Raises CallerError if it queues already."""
@@ -273,11 +273,21 @@ def _plain(column: Any) -> list[int]:
     return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
+def _python(column: Any) -> Any:
+    """A column that is read once: numpy's numbers as Python's."""
+    return column.tolist() if hasattr(column, "tolist") else column
+
+
+def _python_queue(queued: Queued) -> Queued:
+    columns = (queued.tokens, queued.produced, queued.limits, queued.since, queued.priorities)
+    return Queued(queued.ids, *map(_python, columns))
+
+
 def _request(columns: Resident | Queued, at: int, request: RequestId, tokens: int, now: float) -> Request:
     return Request(
         request,
         tokens,
         value(columns.limits, at, None),
-        arrival=value(columns.since, at, now),
+        arrival=float(value(columns.since, at, now)),  # a single number of numpy's is a float, and is none to Request
         priority=value(columns.priorities, at, 0),
     )

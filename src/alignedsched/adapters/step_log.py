@@ -7,8 +7,6 @@ JSONL with these keys, plain or gzip where it is read. `alignedsched advise` rea
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -112,7 +110,7 @@ def read_step_log(path: str | os.PathLike[str]) -> Iterator[StepLine]:
 
 
 def _check_header(text: str, where: str, number: int) -> None:
-    names = tuple(name.strip() for name in next(csv.reader(io.StringIO(text)), []))
+    names = tuple(name.strip().strip('"') for name in text.split(","))
     if names != FIELDS:
         raise TraceError(
             f"expected the header {HEADER!r} or a JSON object with these keys, got {show(text)}",
@@ -129,6 +127,8 @@ def _of_csv(text: str, where: str, number: int) -> Sequence[Any]:
 
 
 def _number(text: str) -> object:
+    if not text.isascii() or "_" in text:  # Python reads numbers in these
+        return text
     try:
         return int(text) if text.strip().lstrip("-").isdecimal() else float(text)
     except ValueError:

@@ -11,6 +11,7 @@ from ..outside import printable
 from ..report.progress import ProgressLine
 from ..report.text import encodable
 from .arguments import POSITIVE, SOME, Parser, UsageError
+from .distinct import check_distinct, files_read
 from .files import JsonFile
 
 DESCRIPTION = """\
@@ -46,29 +47,28 @@ def run_advise(argv: Sequence[str]) -> int:
             raise UsageError(f"--{option} FILE is missing (see `alignedsched advise --help`)")
         if not Path(str(options[option])).is_file():
             raise UsageError(f"--{option} {str(options[option])!r} is no file")
-    paths = [str(Path(path).resolve()) for path in (options["trace"], options["steps"], *outputs.values()) if path]
-    if len(set(paths)) < len(paths):
-        raise UsageError("--trace, --steps, --json and --costs must name different files")
+    read = {f"--{name}": Path(str(options[name])) for name in ("trace", "steps")}
+    written = {option: Path(str(path)) for option, path in outputs.items() if path is not None}
+    check_distinct({**files_read(options), **read, **written})
     # Imported late: help and wrong options are answered before numpy and the simulator are loaded.
     from ..costs import AffineCosts
     from ..report.advice import print_advice
     from ..sim.advise import AdviseSettings, advise
 
     settings = AdviseSettings(**options)
-    with JsonFile(None if outputs["--json"] is None else Path(outputs["--json"])) as json_file:
+    json_file, costs_file = (JsonFile(written.get(option), option) for option in outputs)
+    with json_file, costs_file:
         progress = ProgressLine(sys.stderr)
         try:
             result = advise(settings, progress)
         finally:
             progress.clear()
         json_file.write(result)
-    if outputs["--costs"] is not None:
-        AffineCosts(**result["surface"]).save(outputs["--costs"])
+        costs_file.write(AffineCosts(**result["surface"]).content())
     print_advice(result, sys.stdout)
-    for option, path in outputs.items():
-        if path is not None:
-            what = "result" if option == "--json" else "costs"
-            sys.stderr.write(encodable(f"{what} written to {printable(path)}\n", sys.stderr))
+    for option, path in written.items():
+        what = "result" if option == "--json" else "costs"
+        sys.stderr.write(encodable(f"{what} written to {printable(str(path))}\n", sys.stderr))
     return 0
 
 

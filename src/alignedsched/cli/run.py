@@ -15,6 +15,7 @@ from ..report.text import encodable, printable
 from ..sim.settings import CompareSettings, Progress, RunWatch
 from ..story.log import SUFFIX
 from .arguments import UsageError
+from .distinct import check_distinct, files_read
 from .files import JsonFile
 from .reports import Reports
 
@@ -64,16 +65,6 @@ def _check_record(path: Path) -> None:
         raise UsageError(f"--record {str(path)!r} may not be written to")
 
 
-def _check_distinct(files: Mapping[str, Path]) -> None:
-    """No output may overwrite the trace or the other output, by whatever name it is called."""
-    seen: dict[str, str] = {}
-    for option, path in files.items():
-        real = os.path.realpath(path)
-        if real in seen:
-            raise UsageError(f"{seen[real]} and {option} name the same file, {str(path)!r}")
-        seen[real] = option
-
-
 def run_compare(options: Mapping[str, object], compare: Compare | None = None) -> None:
     """Check files and settings, run, write the files, print the table to stdout; progress goes to stderr.
 
@@ -81,7 +72,7 @@ def run_compare(options: Mapping[str, object], compare: Compare | None = None) -
     """
     names = ("trace", "json", "html", "timeline", "skip_bad_rows")
     files = {f"--{name.replace('_', '-')}": Path(str(options[name])) for name in names if name in options}
-    _check_distinct(files)
+    check_distinct({**files_read(options), **files})
     settings = CompareSettings(**{name: value for name, value in options.items() if name not in _OUTPUTS})  # type: ignore[arg-type]
     if "--trace" in files:
         _check_trace(files["--trace"])

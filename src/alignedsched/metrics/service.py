@@ -5,25 +5,31 @@ A mean or a p99 over all requests can hide that a policy pays for the many with 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
 
 from ..errors import ConfigError
+from ..outside import is_number, show
 from .latency import LatencyCollector
 
 LONGEST = 0.02  # the share of requests, by prompt length, that is looked at apart
 Mask = npt.NDArray[np.bool_]
 
 
-def _positive(instance: object, attribute: object, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"Objectives: {getattr(attribute, 'name', '')} must be above 0 seconds, got {value!r}")
+def _positive(instance: object, attribute: Any, value: Any) -> None:
+    if not is_number(value, 0.0) or not value:
+        raise ConfigError(f"Objectives: {attribute.name} must be finite seconds above 0, got {show(value)}")
 
 
 @frozen
 class Objectives:
-    """What a client was promised: the first token after at most ``ttft_s``, then one every ``tpot_s`` on average."""
+    """What a client was promised: the first token after at most ``ttft_s``, then one every ``tpot_s`` on average.
+
+    Raises ConfigError naming the one that is not finite seconds above 0.
+    """
 
     ttft_s: float = field(validator=_positive)
     tpot_s: float = field(validator=_positive)

@@ -14,6 +14,7 @@ from ..narrator import Reason
 from ..queue import Waiting
 from ..request import Request
 from ..views import LaneView
+from .lane_share import EvenShare, gives_way
 from .options import flag, whole
 from .protocols import Take
 
@@ -49,16 +50,17 @@ class ArrivalOrder:
                 yield Take(begun.request, take, begun.rank)
         if self._gives_way(view):
             return
-        share = even_share(view, len(view.queue)) if view.role.decodes else len(view.queue)
+        share = EvenShare.of(view, len(view.queue)) if view.role.decodes else None
+        begin = 0
         for waiting in self._in_turn(view):
-            if share <= 0:
+            need = view.layout.blocks(waiting.prefill_tokens + 1)
+            if share is not None and begin >= share.need(need):
                 return
             if not view.eligible(waiting.request):
                 continue
             open_ranks = [r for r in range(len(tokens)) if tokens[r] > 0 and (seats[r] > 0 or not self.seats)]
             if not open_ranks:
                 return
-            need = view.layout.blocks(waiting.prefill_tokens + 1)
             rank = open_ranks[0] if len(open_ranks) == 1 else max(open_ranks, key=lambda r: (seats[r], free[r], -r))
             if need > free[rank]:
                 return
@@ -66,7 +68,7 @@ class ArrivalOrder:
             tokens[rank] -= take
             free[rank] -= need
             seats[rank] -= 1
-            share -= 1
+            begin += 1
             yield Take(waiting.request.id, take, rank)
 
     def _in_turn(self, view: LaneView) -> Iterable[Waiting]:
@@ -87,7 +89,7 @@ class ArrivalOrder:
 
     def _gives_way(self, view: LaneView) -> bool:
         """Whether nobody new begins: who was preempted with its KV goes on before."""
-        return self.seats and view.role.decodes and len(view.pool) > 0
+        return self.seats and view.role.decodes and gives_way(view)
 
     def held_back(self, view: LaneView, first: Waiting, ordered: int) -> Reason | None:
         """Why the first that still queues did not begin, after so many prefill tokens were ordered; see HoldsBack."""
@@ -97,19 +99,13 @@ class ArrivalOrder:
         if self.seats and max(self._seats(view)) <= 0:
             return Reason(f"all seats of {lane.id} were taken, {lane.max_members} a rank")
         free, roomiest = max((blocks, rank.tier) for blocks, rank in zip(self._free(view), ranks, strict=True))
-        short = view.layout.blocks(first.prefill_tokens + 1) - free
+        need = view.layout.blocks(first.prefill_tokens + 1)
+        short = need - free
         if short > 0:
             return Reason(f"blocks short on {roomiest}", short)
         budget = self._budget(view)
         if ordered >= sum(budget - len(rank.batch) for rank in ranks):
             return Reason(f"all {budget:,} tokens of a step of {lane.id} were taken")
-        if view.role.decodes and not even_share(view, len(view.queue)):
+        if view.role.decodes and not EvenShare.of(view, len(view.queue)).need(need):
             return Reason(f"{lane.id} has its even share of the load already")
         return None
-
-
-def even_share(view: LaneView, waiting: int) -> int:
-    """How many of ``waiting`` requests this lane takes if every lane that decodes ends with an even load. O(lanes)."""
-    loads = view.loads
-    target = -(-(sum(loads.values()) + waiting) // max(1, len(loads)))
-    return max(0, target - loads.get(view.lane.id, 0))

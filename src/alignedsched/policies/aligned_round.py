@@ -17,7 +17,7 @@ unless the lane runs nothing, so that it cannot flap.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 
 from attrs import define, evolve, field
 
@@ -121,12 +121,11 @@ class Round:
             return due
         reach = self.settings.reach(median)
         first = self._overdue_nearby(due, median, reach)
-        near = (r for r in pool.nearest(median, median) if r != first and room.usable(r))
+        near = takewhile(lambda r: abs(pool.length(r) - median) <= reach, pool.nearest(median, median))
+        others = (r for r in near if r != first and room.usable(r))
         joined = 0
-        for request in chain([first] if first else [], near):
-            length = pool.length(request)
-            full = room.used + pool.blocks(request) + 1 > room.batch_blocks or joined >= room.share
-            if abs(length - median) > reach or full or not room.take(request):
+        for request in islice(chain([first] if first else [], others), room.share):
+            if room.used + pool.blocks(request) + 1 > room.batch_blocks or not room.take(request):
                 break
             joined += 1
             self.joins.append(request)
@@ -218,9 +217,11 @@ class Round:
                 self.joins.append(request)
         claimed = claimed.union(self.joins)
         for request in pool.by_length():
+            if room.fullness >= 1:
+                break
             if request in claimed or not room.usable(request):
                 continue
-            if room.fullness >= 1 or not room.take(request):
+            if not room.take(request):
                 break
             self.joins.append(request)
         self.why = "the lane would idle"

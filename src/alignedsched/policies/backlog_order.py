@@ -15,6 +15,7 @@ from ..pool import class_width
 from ..views import LaneView
 from .aligned_memory import Backlog, Memory
 from .gate import Class, Gain, Room, gain
+from .lane_share import largest
 from .mean_output import Expected
 from .options import number
 from .prefill_lead import PrefillLead
@@ -123,7 +124,7 @@ class BacklogOrder:
         if backlog.wave is None or backlog.grouped:
             came = sorted(view.pool.by_order(), key=lambda request: view.entry(request).since)
             return evolve(backlog, wave=Wave(came), began=None)
-        left = backlog.wave.left(view.pool)
+        left = backlog.wave.left_of_pool(view.pool, largest(view))
         if not left.ids:
             return evolve(backlog, wave=None, follows=False)
         return backlog if left is backlog.wave else evolve(backlog, wave=left)
@@ -131,7 +132,8 @@ class BacklogOrder:
     def _advanced(self, view: LaneView, backlog: Backlog) -> Backlog:
         """The wave without who has gone, or the next one."""
         wave = backlog.wave or Wave()
-        after = wave.now(view.queue, self.expected.of) if view.role.prefills else wave.of_pool(view.pool)
+        prefills = view.role.prefills
+        after = wave.now(view.queue, self.expected.of) if prefills else wave.of_pool(view.pool, largest(view))
         return backlog if after is backlog.wave else evolve(backlog, wave=after)
 
     @staticmethod

@@ -15,7 +15,7 @@ the steps to come are shorter by more than that costs (``rank_moves``, ``rank_mi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
 from attrs import evolve
@@ -26,6 +26,7 @@ from ..views import LaneView
 from .aligned_memory import LaneMemory, Memory
 from .backlog_order import BacklogOrder, GateSettings
 from .fcfs import ContinuousBatching
+from .lane_share import fitting
 from .mean_output import Expected, MeanOutput
 from .options import a_kind, flag, number
 from .order import order as order_named
@@ -176,8 +177,8 @@ class CostAligned:
         Before the others goes who was preempted: one that had begun before its time would start over behind all that it
         overtook.
         """
-        here, again = frozenset(view.resident), dict.fromkeys(view.pool.again())
-        others: Iterable[RequestId] = view.pool.by_order() if wave is None else wave.pooled(view.pool)
+        here, again = frozenset(view.resident), dict.fromkeys(fitting(view, view.pool.again()))
+        others = fitting(view, view.pool.by_order() if wave is None else wave.pooled(view.pool))
         fresh = (request for request in islice(others, len(here) + len(again) + LOOK) if request not in again)
         elsewhere = (request for request in chain(again, fresh) if request not in here)
         residents = len(view.ranks[0].batch) + len(here) + view.leaving + len(view.joining)

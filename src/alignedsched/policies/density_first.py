@@ -33,7 +33,8 @@ _NOTHING = Composition()
 class AlignedBatching:
     """Batch-level scheduling over a formation. Its memory: the guard's clocks, and a few facts a lane.
 
-    ``compose`` costs O(classes + members + candidates + requests chosen); nothing depends on how many are pooled.
+    ``compose`` costs O(classes + members + candidates + requests chosen). How many are pooled matters only where others
+    have them: a pooled request on another decode device, or too large for the lane, is passed over when it is met.
     """
 
     def __init__(self, settings: Settings, formation: Formation) -> None:

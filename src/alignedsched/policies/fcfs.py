@@ -14,7 +14,8 @@ from attrs import field, frozen
 
 from ..request import RequestId
 from ..views import LaneView, RankView
-from .admission import ArrivalOrder, even_share
+from .admission import ArrivalOrder
+from .lane_share import EvenShare, fitting
 from .options import flag, one_of
 from .protocols import Composition, PlainData, Policy, Sacrifice
 from .rank_balance import PLACES, RankOrder
@@ -32,7 +33,7 @@ class ContinuousBatching:
     swap: bool = field(default=False, validator=flag())
 
     def compose(self, view: LaneView) -> Composition:
-        """O(requests that join)."""
+        """O(requests that join, and pooled ones before them that the lane cannot get or hold)."""
         expected = view.expected
         if not view.role.decodes or not (expected or len(view.pool)):
             return _NOTHING
@@ -41,9 +42,20 @@ class ContinuousBatching:
         joins: list[RequestId] = list(expected[: max(0, seats)])
         seats -= len(joins)
         if seats > 0 and len(view.pool):
-            share = seats if view.role.prefills else even_share(view, len(view.pool))
-            joins += self.from_pool(view, ranks, min(seats, share), self._in_turn(view))
+            if view.role.prefills:
+                joins += self.from_pool(view, ranks, seats, self._in_turn(view))
+            else:
+                joins += self._share_of_pool(view, ranks, seats)
         return Composition(joins=joins, why="everything that fits decodes") if joins else _NOTHING
+
+    def _share_of_pool(self, view: LaneView, ranks: Sequence[RankView], seats: int) -> Iterator[RequestId]:
+        """Those of the pool that join, as long as lanes get even loads."""
+        share = EvenShare.of(view, len(view.pool))
+        joining = self.from_pool(view, ranks, min(seats, share.most), self._in_turn(view))
+        for taken, request in enumerate(joining):
+            if taken >= share.need(view.pool.blocks(request)):
+                return
+            yield request
 
     def _in_turn(self, view: LaneView) -> Iterable[RequestId]:
         """Pooled requests in the order in which they join."""
@@ -52,7 +64,7 @@ class ContinuousBatching:
     def from_pool(
         self, view: LaneView, ranks: Sequence[RankView], seats: int, in_turn: Iterable[RequestId], keeps: int = 0
     ) -> Iterator[RequestId]:
-        """Those of ``in_turn`` that find a seat and room, up to the first that does not.
+        """Those of ``in_turn`` that find a seat and room, up to the first that does not; not who is too large for now.
 
         At least ``keeps`` blocks stay free of what is copied in from elsewhere.
         """
@@ -61,7 +73,7 @@ class ContinuousBatching:
         headroom = max(max(len(r.batch), int(WATERMARK * r.capacity)) if len(r.batch) else 0 for r in ranks)
         headroom = max(headroom, keeps)
         blocks = view.layout.blocks
-        for request in in_turn:
+        for request in fitting(view, in_turn):
             if seats <= 0:
                 return
             tiers = view.entry(request).tiers

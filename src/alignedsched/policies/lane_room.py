@@ -13,6 +13,8 @@ from attrs import define, field
 from ..cluster import TierId
 from ..request import RequestId
 from ..views import Entry, LaneView, RankView
+from .lane_share import pooled_share
+from .lane_share import room as room_of
 
 
 @define(eq=False)
@@ -24,6 +26,7 @@ class LaneRoom:
     candidates: list[RequestId]
     batch_blocks: int  # of one batch
     capacity: int
+    most: int  # blocks of one request
     members: int
     used: int  # blocks of members and of joining requests
     seats_in_all: int
@@ -47,11 +50,12 @@ class LaneRoom:
             candidates=list(view.candidates),
             batch_blocks=max(1, int(batch_share * capacity)),
             capacity=capacity,
+            most=room_of(view),
             members=members,
             used=sum(rank.batch.blocks for rank in ranks),
             seats_in_all=cap,
             seats=cap - members,
-            share=_share(view),
+            share=pooled_share(view),
             free={rank.tier: rank.free - len(rank.batch) for rank in ranks},
             rank_seats={rank.tier: view.lane.max_members - len(rank.batch) for rank in ranks},
         )
@@ -96,12 +100,14 @@ class LaneRoom:
         return max(seats, self.used / self.batch_blocks)
 
     def usable(self, request: RequestId) -> bool:
-        """Whether the lane can get a request's KV: it is here, or whole in a place with a way here.
+        """Whether the lane can get a request's KV, and hold it: it is here, or whole in a place with a way here.
 
         What another decode device holds is that device's to run.
         """
         view = self.view
         entry = view.entry(request)
+        if view.layout.blocks(entry.context_length) > self.most:
+            return False
         for tier, tokens in entry.tiers.items():
             if tokens < entry.stored:
                 continue
@@ -153,10 +159,3 @@ class LaneRoom:
             members = [member for member in fullest if member not in without]
             middle = members[len(members) // 2] if members else None
         return None if middle is None else fullest.context_length(middle)
-
-
-def _share(view: LaneView) -> int:
-    """The lane's even share of what is pooled; some lane always has one of at least one request."""
-    loads = view.loads
-    target = -(-(sum(loads.values()) + len(view.pool)) // max(1, len(loads)))
-    return max(0, target - loads.get(view.lane.id, 0))

@@ -88,6 +88,7 @@ class ByValue:
     seconds for each expected token divided by the worth; with ``per="token"`` (token goodput) every token is, so
     length does not matter and the head start is ``patience_s`` divided by worth + 1. Never more than ``patience_s``. A
     request with a deadline goes no later than its latest start: the deadline less ``tpot_s`` for each expected token.
+    Where that is over it goes by its arrival, for nobody overtakes whoever came before it for being late.
     """
 
     predictor: Predictor
@@ -126,7 +127,7 @@ class ByValue:
         else:
             head = self.patience_s if left is None else self.token_s * left / worth
             key = arrival + min(self.patience_s, head)
-        return key if deadline is None else min(key, deadline - self.tpot_s * (left or 0.0))
+        return key if deadline is None else max(arrival, min(key, deadline - self.tpot_s * (left or 0.0)))
 
 
 @frozen

@@ -18,6 +18,7 @@ from ..narrator import Reason
 from ..queue import Waiting
 from ..request import Request
 from ..views import LaneView, RankView
+from .lane_share import gives_way
 from .options import flag, number, whole
 from .protocols import Take
 
@@ -95,7 +96,7 @@ class PooledOrder:
         if self.pool_batches is None:
             return False
         blocks = sum(rank.capacity for rank in ranks) * self.batch_share * max(1, len(view.loads))
-        return view.pool.class_blocks(0, 0) > self.pool_batches * blocks
+        return view.pool.class_blocks(0, 0) > self.pool_batches * blocks and gives_way(view)
 
     def _reserve(self, view: LaneView, rank: RankView, busy: bool) -> int:
         """Blocks that a new prefill must leave free: none on an idle lane, so that whatever fits can run."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from ..views import LaneView
+from .lane_share import largest
 
 SHARE = 0.125  # of the room and seats that decode
 
@@ -33,7 +34,8 @@ class PrefillLead:
         cluster = view.cluster
         decoding = [lane for lane in cluster.lanes if cluster.role(lane).decodes]
         prefilling = sum(1 for lane in cluster.lanes if cluster.role(lane).prefills)
-        ahead = view.resident
+        most = largest(view)  # who is longer waits for capacity to come back, and holds nobody up
+        ahead = [request for request in view.resident if view.pool.length(request) <= most]
         room = sum(cluster.device[device].kv_blocks for lane in decoding for device in lane.ranks)
         seats = sum(lane.max_members * len(lane.ranks) for lane in decoding)
         if len(ahead) + len(view.prefilling) >= max(1.0, SHARE * seats / prefilling):

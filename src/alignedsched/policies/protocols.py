@@ -148,7 +148,8 @@ class Stepped:
     """Steps that a lane has done: what each rank held in the first of them, and the seconds all of them took.
 
     Rows computed beyond a request's last token are not counted; the longer the lane's run-ahead, the more there are.
-    A step with prefill chunks stands alone, with the chunks in its loads.
+    A step with prefill chunks stands alone, with the chunks in its loads. ``seconds`` is 0 where the executor does not
+    report them.
     """
 
     lane: str

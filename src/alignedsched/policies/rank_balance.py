@@ -27,11 +27,13 @@ from ..outside import is_number, show
 from ..queue import Waiting
 from ..request import Request
 from ..views import LaneView
-from .admission import ArrivalOrder, even_share
+from .admission import ArrivalOrder
+from .lane_share import EvenShare, gives_way
 from .options import flag, one_of, whole
 from .protocols import PlainData, Stepped, Take
 
 PLACES = ("least", "round_robin")
+UNTOLD = 1e12  # seconds: longer than any prefill is worth waiting for
 EVEN = 0.05  # ranks within this share of the mean are even enough to go on in order of arrival
 
 
@@ -133,20 +135,23 @@ class RankOrder:
             if take > 0:
                 ranks[begun.rank].tokens -= take
                 yield Take(begun.request, take, begun.rank)
-        if view.role.decodes and len(view.pool):
+        if view.role.decodes and gives_way(view):
             return  # who was preempted with its KV goes on before anybody new begins
         yield from self._begin(view, ranks)
 
     def _begin(self, view: LaneView, ranks: Sequence[RankLoad]) -> list[Take]:
         """Those that begin now; none if it is better to wait."""
-        share = even_share(view, len(view.queue)) if view.role.decodes else len(view.queue)
+        share = EvenShare.of(view, len(view.queue)) if view.role.decodes else None
         pairs = self._bound(view, ranks) if self.place == "round_robin" else self._chosen(view, ranks)
         begin: list[Take] = []
         work = [0] * len(ranks)  # prefill tokens of those who begin
-        for waiting, rank in islice(pairs, share):
+        for waiting, rank in islice(pairs, len(view.queue) if share is None else share.most):
+            need = view.layout.blocks(waiting.prefill_tokens + 1)
+            if share is not None and len(begin) >= share.need(need):
+                break
             begin.append(Take(waiting.request.id, min(waiting.prefill_tokens, rank.tokens), rank.rank))
             work[rank.rank] += waiting.prefill_tokens
-            rank.take(waiting.prefill_tokens, view.layout.blocks(waiting.prefill_tokens + 1))
+            rank.take(waiting.prefill_tokens, need)
         if begin and self.place == "least" and not view.prefilling and self._waits(view, work):
             return []
         return begin
@@ -228,8 +233,10 @@ class RankOrder:
     # -- the watch
 
     def stepped(self, facts: Stepped) -> None:
-        """Count the seconds a lane has decoded since its last prefill."""
-        self._decoded[facts.lane] = 0.0 if facts.prefill else self._decoded.get(facts.lane, 0.0) + facts.seconds
+        """Count the seconds a lane has decoded since its last prefill; where they are not told, prefill never waits."""
+        before = self._decoded.get(facts.lane, 0.0)
+        told = facts.seconds > 0
+        self._decoded[facts.lane] = (0.0 if facts.prefill else before + facts.seconds) if told else UNTOLD
 
     def ended(self, request: Request, produced: int, finished: bool) -> None:
         """Nothing to learn."""

@@ -47,15 +47,22 @@ class Wave:
         mine = frozenset(self.ids[self.at :])
         return Wave(_ascending((row for row in queue.lengths() if row[2] in mine), expects))
 
-    def of_pool(self, pool: PoolReader) -> Wave:
-        """The same over prefilled requests. Amortised O(1); O(n) when a wave begins."""
-        left = self.left(pool)
-        return left if left.ids else Wave(list(pool.by_length()))
+    def of_pool(self, pool: PoolReader, most: int) -> Wave:
+        """The same over prefilled requests of up to ``most`` tokens. Amortised O(1); O(n) when a wave begins."""
+        left = self.left_of_pool(pool, most)
+        return left if left.ids else Wave(list(pool.by_length(high=most + 1)))
 
-    def left(self, where: QueueReader | PoolReader) -> Wave:
+    def left(self, queue: QueueReader) -> Wave:
         """Who of the wave is still there; an empty wave where nobody is. Amortised O(1)."""
+        return self._from(queue.__contains__)
+
+    def left_of_pool(self, pool: PoolReader, most: int) -> Wave:
+        """The same in the pool. Who is longer than ``most`` tokens holds up no wave: it is of a later one."""
+        return self._from(lambda request: request in pool and pool.length(request) <= most)
+
+    def _from(self, there: Callable[[RequestId], bool]) -> Wave:
         ids, at = self.ids, self.at
-        while at < len(ids) and ids[at] not in where:
+        while at < len(ids) and not there(ids[at]):
             at += 1
         return self if at == self.at else Wave(ids, at) if at < len(ids) else Wave()
 

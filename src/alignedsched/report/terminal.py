@@ -90,16 +90,26 @@ _ONLY_IF_ANY = tuple(
 )
 
 
+def _word(metric: Metric, more: bool) -> Verdict:
+    return "better" if more == (metric.win == "higher") else "worse"
+
+
 def compared(metric: Metric, run: Result, base: Result) -> Cell:
-    """The ratio of a run's figure to the base run's, and whether that is better, worse or the same to two digits."""
+    """The ratio of a run's figure to the base run's, and whether that is better, worse or the same to two digits.
+
+    Where one of them is 0 no ratio says anything: the word stands alone.
+    """
     value, against = metric.value(run), metric.value(base)
-    if metric.win is None or value is None or not against:
+    if metric.win is None or value is None or against is None:
         return Cell("")
+    if not value or not against:
+        verdict: Verdict = "same" if value == against else _word(metric, value > against)
+        return Cell(verdict, verdict)
     ratio = value / against
     shown = text.factor(ratio)
     if shown == text.factor(1.0):
         return Cell(f"{shown} same", "same")
-    verdict: Verdict = "better" if (ratio > 1) == (metric.win == "higher") else "worse"
+    verdict = _word(metric, value > against)
     return Cell(f"{shown} {verdict}", verdict)
 
 

@@ -10,17 +10,22 @@ from .segment import Span
 
 
 class LaneMeters:
-    """A BubbleMeter for each lane that decodes, fed with what lanes did and what waited meanwhile."""
+    """A BubbleMeter for each lane that decodes, fed with what lanes did and what waited meanwhile.
+
+    Time counts from the first look on, which is when the first request arrives.
+    """
 
     def __init__(self, cluster: Cluster, scheduler: Scheduler) -> None:
         self._views = {ln.id: scheduler.view(ln.id) for ln in cluster.lanes if cluster.role(ln).decodes}
         self._meters = {lane: BubbleMeter() for lane in self._views}
-        self._until = dict.fromkeys(self._views, 0.0)  # time accounted for
+        self._until: dict[str, float] = {}  # time accounted for
         self._reasons = {lane: Reasons() for lane in self._views}
         self._missing = dict.fromkeys(self._views, 0)
 
     def observe(self, now: float, spans: list[Span]) -> None:
         """Take in what lanes did since the last plan, then look at what waits now. O(spans + lanes)."""
+        if not self._until:
+            self._until = dict.fromkeys(self._views, now)
         for span in spans:
             meter = self._meters.get(span.lane)
             if meter is None:
@@ -40,7 +45,7 @@ class LaneMeters:
 
     def close(self, now: float) -> dict[str, float]:
         """Account for the time up to ``now`` and return the fractions over all lanes."""
-        for lane in self._views:
+        for lane in self._until:
             self._idle(lane, now)
         return fractions(self._meters.values())
 

@@ -59,7 +59,7 @@ def verdict_of(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict
         )
         word = "undecided"
     least, plain = runs[0]["bound_s"], runs[0]["simulated_s"]
-    sentence += f"; no scheduler could do this work in less than {least:,.0f} s, {PLAIN} takes {plain:,.0f} s"
+    sentence += f"; no scheduler could do this work in less than {_seconds(least)}, {PLAIN} takes {_seconds(plain)}"
     return {"word": word, "sentence": sentence, **ratios}
 
 
@@ -75,6 +75,11 @@ def _told(ratios: dict[str, Any]) -> str:
         if ratio is not None and ratio < 0.9:
             parts.append(f"but {_times(1 / ratio)} the 99th percentile of the {words}")
     return ", ".join(parts)
+
+
+def _seconds(value: float) -> str:
+    """Seconds, to three digits."""
+    return f"{value:,.0f} s" if value >= 99.95 else f"{value:.3g} s"
 
 
 def _times(ratio: float) -> str:

@@ -30,6 +30,7 @@ from .snapshot import Part, origin_in, until_end
 
 SUFFIX = ".alog"
 CUT = 10_000  # events in one part
+_PIECE = b'[["events",'  # how a frame begins that holds the first events of a call, whose rest comes in further ones
 
 
 @frozen
@@ -77,8 +78,8 @@ class Start:
 class LogReader:
     """Reads a log, part by part, in memory that does not grow with it. A context manager.
 
-    ``torn`` says, at the end, that the file was cut off inside a frame; all before it was read. Raises LogError, naming
-    file, record and byte, for anything that is not as it was written.
+    ``torn`` says, at the end, that the file was cut off inside a frame or a call; all before it was read. Raises
+    LogError, naming file, record and byte, for anything that is not as it was written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -90,6 +91,7 @@ class LogReader:
             self._file.close()
             raise
         self._record = 0
+        self._inside = False  # a call, of which there is no more
         self.origin: Origin | None = None  # of the last start read
 
     def __enter__(self) -> LogReader:
@@ -100,7 +102,7 @@ class LogReader:
 
     @property
     def torn(self) -> bool:
-        return self._frames.torn
+        return self._frames.torn or self._inside
 
     @property
     def end(self) -> int:
@@ -135,6 +137,7 @@ class LogReader:
                 self.origin = origin_in(iter([part]), self.name)
                 yield Start(self.origin, state)
                 started = True
+                events = []  # of a call in which the process before was killed
                 for _ in state:  # what nobody asked for
                     pass
             elif name == "events" and started and len(part) == 2:
@@ -146,6 +149,7 @@ class LogReader:
                 yield Call(next(calls), _NOW(now), called, _PLAN(plan), _TEXT(error), _TEXT(answers))
             else:
                 raise MisfitError(f"a log has a snapshot and then calls, got {part!r:.80}")
+        self._inside = bool(events)
         if not started:
             raise MisfitError("is cut off before its first call" if self.torn else "has no snapshot")
 
@@ -177,18 +181,22 @@ class LogWriter:
         return file
 
     def _append(self) -> BinaryIO:
-        """Go on behind the last whole frame. Raises LogError if what is there is not sound."""
+        """Go on behind the last frame that ended a call. Raises LogError if what is there is not sound."""
         file = self.path.open("r+b")
         try:
             sound = frames.Frames(file, str(self.path))
-            for _ in sound:
-                pass
-            file.truncate(sound.end)
-            file.seek(sound.end)
+            inside = False  # a call that goes on in the next frame
+            for content in sound:
+                if not inside:
+                    self._check, self.bytes = sound.check, sound.end  # where this frame begins
+                inside = content.startswith(_PIECE)
+            if not inside:
+                self._check, self.bytes = sound.check, sound.end
+            file.truncate(self.bytes)
+            file.seek(self.bytes)
         except BaseException:
             file.close()
             raise
-        self._check, self.bytes = sound.check, sound.end
         return file
 
     def start(self, parts: Iterable[Part]) -> None:
@@ -199,6 +207,8 @@ class LogWriter:
 
     def call(self, now: float, events: Sequence[object], plan: Plan | None, error: str, answers: str) -> None:
         """One call. What it holds must not change any more: it is written when the frame is full."""
+        if len(events) > CUT:
+            self.flush()  # calls before it are whole: they share no frame with its pieces
         while len(events) > CUT:
             self._parts.append(("events", events[:CUT]))
             self.flush()

@@ -94,7 +94,7 @@ class Replayed:
     calls: int
     events: int
     starts: int  # processes that wrote it
-    torn: bool  # the file was cut off inside a frame; what stands before was replayed
+    torn: bool  # the file was cut off inside a frame or a call; what stands before was replayed
     difference: Difference | None
 
 

@@ -43,6 +43,7 @@ class Captured:
     joining: tuple[RequestId, ...]
     resident: tuple[RequestId, ...]
     loads: tuple[tuple[str, int], ...]
+    rooms: tuple[tuple[str, int], ...]
     leaving: int
     entries: tuple[tuple[RequestId, Entry], ...]
     free: tuple[tuple[str, int], ...]
@@ -81,6 +82,7 @@ class Captured:
             tuple(view.joining),
             tuple(view.resident),
             tuple(view.loads.items()),
+            tuple(view.rooms.items()),
             view.leaving,
             tuple((request, view.entry(request)) for request in known),
             tuple((tier, view.free(tier)) for tier in tiers),
@@ -122,6 +124,7 @@ class Captured:
             joining=self.joining,
             resident=self.resident,
             loads=dict(self.loads),
+            rooms=dict(self.rooms),
             leaving=self.leaving,
             flying=dict(self.flying),
             links=dict(self.links),

@@ -49,6 +49,7 @@ class ColumnView:
     joining: Sequence[RequestId] = ()
     resident: Sequence[RequestId] = ()
     loads: Mapping[str, int] = field(factory=dict)
+    rooms: Mapping[str, int] = field(factory=dict)
     step: int = 0
     leaving: int = 0
 
@@ -145,7 +146,7 @@ def from_columns(
         now, cluster.lanes[0], role, cluster, cluster.layout, costs, QueueReader(queue), PoolReader(pool), (rank,),
         entries, {"gpu": free_blocks, HOST: host_free_blocks, "helper+staging": staging_free_blocks},
         candidates=tuple(candidates), joining=tuple(joining), resident=resident,
-        loads={"lane": len(running) + len(joining)},
+        loads={"lane": len(running) + len(joining)}, rooms={"lane": capacity_blocks},
         step=step,
     )  # fmt: skip
 

@@ -57,6 +57,7 @@ class PoolReader:
         "class_blocks",
         "class_count",
         "length",
+        "longer",
         "nearest",
         "order",
     )
@@ -66,6 +67,7 @@ class PoolReader:
         self.again = pool.again
         self.blocks = pool.blocks
         self.length = pool.length
+        self.longer = pool.longer
         self.order = pool.order
         self.by_length = pool.by_length
         self.by_order = pool.by_order
@@ -254,6 +256,11 @@ class LaneView(Protocol):
     @property
     def loads(self) -> Mapping[str, int]:
         """Members, joining and prefilling requests of every lane that decodes, by lane id."""
+        ...
+
+    @property
+    def rooms(self) -> Mapping[str, int]:
+        """Blocks the roomiest device of a lane, as large as it is now, holds if it is empty; for the same lanes."""
         ...
 
     def entry(self, request: RequestId) -> Entry:

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from ..errors import CallerError, ConfigError
 from ..outside import show
 from ..request import Request
-from .rows import MAX_TOKENS, Row
+from .rows import MAX_HASH, MAX_TOKENS, Row
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -43,20 +43,51 @@ class Ragged:
         return Ragged(self.values[place < np.repeat(kept, counts)], offsets)
 
 
-def _floats(values: Any) -> Floats:
-    column = np.asarray(values, dtype=np.float64).view()
+def _column(name: str, values: Any, kinds: str, what: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """A read-only column that nobody else can change. An array that is not writable is kept without a copy."""
+    try:
+        given = np.asarray(values)
+    except (TypeError, ValueError) as error:  # rows of unequal length, say
+        raise CallerError(f"workload column {name} must be one row of {what}: {str(error)[:200]}") from None
+    if given.ndim != 1 or (given.size and given.dtype.kind not in kinds):
+        raise CallerError(
+            f"workload column {name} must be one row of {what}, got shape {given.shape}, dtype {given.dtype}"
+        )
+    if given.dtype.kind == "u" and given.size and int(given.max()) > MAX_HASH:
+        _fail(name, int(given.argmax()), int(given.max()), "an integer that fits 64 bits")
+    column = given.astype(dtype, copy=False)
+    if column is given and given.flags.writeable and not isinstance(values, list | tuple):
+        column = given.copy()
+    column = column.view()
     column.flags.writeable = False
     return column
 
 
-def _ints(values: Any) -> Ints:
-    column = np.asarray(values, dtype=np.int64).view()
+def _ints(name: str, values: Any) -> Ints:
+    return _column(name, values, "iu", "whole numbers", np.int64)
+
+
+def _arrivals(values: Any) -> Floats:
+    return _column("arrival_s", values, "iuf", "numbers", np.float64)
+
+
+def _prompts(values: Any) -> Ints:
+    return _ints("prompt_tokens", values)
+
+
+def _outputs(values: Any) -> Ints:
+    return _ints("output_tokens", values)
+
+
+def _priorities(values: Any) -> Ints | None:
+    return None if values is None else _ints("priority", values)
+
+
+def _kept(values: array[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """What was gathered, as an array that need not be copied: nobody else has it."""
+    column = np.frombuffer(values, dtype)
     column.flags.writeable = False
     return column
-
-
-def _maybe_ints(values: Any) -> Ints | None:
-    return None if values is None else _ints(values)
 
 
 def _fail(what: str, index: int, value: object, expected: str) -> None:
@@ -68,16 +99,17 @@ class Workload:
     """Requests in order of arrival, as read-only columns of equal length n.
 
     ``arrival_s`` float64 seconds, never falling, from 0 or later; ``prompt_tokens`` and ``output_tokens`` int64, each
-    from 1 to 2^31 - 1. Optional columns are None where no request has them. Raises CallerError naming column, request
-    and value. 24 bytes a request without optional columns.
+    from 1 to 2^31 - 1. Optional columns are None where no request has them. Lengths must be integers already: nothing
+    is rounded. Arrays that may be written are copied. Raises CallerError naming column, request and value. 24 bytes a
+    request without optional columns.
     """
 
     name: str
-    arrival_s: Floats = field(converter=_floats)
-    prompt_tokens: Ints = field(converter=_ints)
-    output_tokens: Ints = field(converter=_ints)
+    arrival_s: Floats = field(converter=_arrivals)
+    prompt_tokens: Ints = field(converter=_prompts)
+    output_tokens: Ints = field(converter=_outputs)
     ids: tuple[str, ...] | None = None
-    priority: Ints | None = field(default=None, converter=_maybe_ints)
+    priority: Ints | None = field(default=None, converter=_priorities)
     tenant: Names | None = None
     session: Names | None = None
     kind: Names | None = None
@@ -116,8 +148,8 @@ class Workload:
     def from_rows(cls, name: str, rows: Iterable[Row]) -> Workload:
         """Gather rows (of a trace, say) into columns, one at a time; the rows themselves are not kept. O(n).
 
-        A request without an id among others that have one is called "r" and its number. Raises CallerError as the
-        class does, and whatever ``rows`` raises.
+        A request without an id among others that have one is called "r" and its number (with more of "r" in front if
+        another is called so). Raises CallerError as the class does, and whatever ``rows`` raises.
         """
         arrivals, prompts, outputs, priorities = array("d"), array("q"), array("q"), array("q")
         values, offsets = array("q"), array("q", [0])
@@ -140,12 +172,12 @@ class Workload:
         priorities.extend([0] * (n - len(priorities)) if priorities else ())
         return cls(
             name,
-            np.frombuffer(arrivals, np.float64),
-            np.frombuffer(prompts, np.int64),
-            np.frombuffer(outputs, np.int64),
-            ids=None if given is None else tuple(value or f"r{at}" for at, value in enumerate(given)),
-            priority=np.frombuffer(priorities, np.int64) if priorities else None,
-            block_hashes=Ragged(np.frombuffer(values, np.int64), np.frombuffer(offsets, np.int64)) if values else None,
+            _kept(arrivals, np.float64),
+            _kept(prompts, np.int64),
+            _kept(outputs, np.int64),
+            ids=None if given is None else _all_named(given),
+            priority=_kept(priorities, np.int64) if priorities else None,
+            block_hashes=Ragged(_kept(values, np.int64), _kept(offsets, np.int64)) if values else None,
             **full,
         )
 
@@ -238,6 +270,19 @@ _OPTIONAL = ("ids", "priority", "tenant", "session", "kind", "block_hashes")
 
 def _at(column: Sequence[str | None] | None, index: int) -> str | None:
     return None if column is None else column[index]
+
+
+def _all_named(given: Names) -> tuple[str, ...]:
+    """The ids of all requests: invented ones are no given one's, and differ by their numbers."""
+    taken = set(given)
+    names = []
+    for at, name in enumerate(given):
+        if not name:
+            name = f"r{at}"
+            while name in taken:
+                name = f"r{name}"
+        names.append(name)
+    return tuple(names)
 
 
 def _sparse_int(column: array[int], value: int, count: int) -> None:

@@ -117,7 +117,7 @@ class CsvForm:
 
     def clock(self, cell: str) -> int | float:
         """A time on the file's clock, in units of ``1 / per_second`` seconds."""
-        return time_text(cell, self.time_column, "seconds")
+        return time_text(cell, self.time_column)
 
     def parse(self, line: Line, source: LineSource) -> tuple[int | float, Row]:
         cells = split_record(line, source)
@@ -198,7 +198,7 @@ class JsonForm:
                 raise BadRowError(
                     column, f"is absent, got {show(line.text)}, expected the keys {', '.join(self.required)}"
                 )
-        when = time_json(value[self.required[0]], self.required[0], self.unit)
+        when = time_json(value[self.required[0]], self.required[0], self.unit, self.per_second)
         prompt = whole_json(value[self.required[1]], self.required[1])
         output = whole_json(value[self.required[2]], self.required[2])
         return when, self.optional(Row(0.0, prompt, output), value)

@@ -22,7 +22,7 @@ class TraceReader(Iterator[Row]):
     """The rows of one trace file, in order, the first at 0 s. An iterator; also a context manager that closes.
 
     ``format`` is the form read, ``rows`` how many rows came so far, ``skipped`` how many were set aside.
-    Memory does not grow with the file.
+    Memory does not grow with the file, but for the ids it has: no two rows have the same.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class TraceReader(Iterator[Row]):
         self._limit = limit
         self._first: int | float | None = None
         self._last: int | float = 0
+        self._ids: set[str] = set()
         self._aside: TextIO | None = None
         self._source = LineSource(self.path)
         try:
@@ -95,14 +96,18 @@ class TraceReader(Iterator[Row]):
         if line.problem:
             raise BadRowError(None, line.problem)
         when, row = self._form.parse(line, self._source)
-        if self._first is None:
-            self._first = when
-        elif when < self._last:
+        if self._first is not None and when < self._last:
             late = (self._last - when) / self._form.per_second
             raise BadRowError(
                 self._form.time_column,
                 f"got a time {late:.9g} s before the row above in {show(line.text)}, expected times that never go back",
             )
+        if row.id is not None:
+            if row.id in self._ids:
+                raise BadRowError("id", f"got {show(row.id)}, which a row above has, expected an id of its own")
+            self._ids.add(row.id)
+        if self._first is None:
+            self._first = when
         self._last = when
         return Row((when - self._first) / self._form.per_second, *row[1:])
 
@@ -164,7 +169,7 @@ def read_trace(
 
     ``format`` is "azure", "mooncake", "csv" or "jsonl"; None recognises it from the first line. At most ``limit``
     rows come. With ``skip_bad_rows`` a row that cannot be used is written to that file (written anew; one JSON object
-    a line: line, column, reason, text) and counted in ``.skipped`` instead of raising. O(1) memory, O(file) time.
+    a line: line, column, reason, text) and counted in ``.skipped`` instead of raising. O(ids) memory, O(file) time.
 
     Raises TraceError naming file, line, column, value and what was expected, for a bad row while it is read, and at
     once when the file cannot be opened or its form is not known; ConfigError for a wrong argument.

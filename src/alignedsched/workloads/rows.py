@@ -65,26 +65,29 @@ def whole_json(value: object, column: str) -> int:
     raise wrong(column, value, WHOLE_LENGTH)
 
 
-def time_text(text: str, column: str, unit: str) -> float:
-    """A time from a CSV cell, in ``unit`` ("seconds")."""
+def time_text(text: str, column: str) -> float:
+    """A time from a CSV cell, in seconds."""
     try:
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
     if 0 <= value <= MAX_TIME:
         return value
-    raise wrong(column, text, _time(unit))
+    raise wrong(column, text, _time("seconds", 1))
 
 
-def time_json(value: object, column: str, unit: str) -> float | int:
-    """A time from a JSON value, kept as the integer it is where it is one, so that differences are exact."""
-    if type(value) in (int, float) and 0 <= value <= MAX_TIME:  # type: ignore[operator]
+def time_json(value: object, column: str, unit: str, per_second: int) -> float | int:
+    """A time from a JSON value, kept as the integer it is where it is one, so that differences are exact.
+
+    It is in ``unit``, of which ``per_second`` make a second.
+    """
+    if type(value) in (int, float) and 0 <= value <= MAX_TIME * per_second:  # type: ignore[operator]
         return value  # type: ignore[return-value]
-    raise wrong(column, value, _time(unit))
+    raise wrong(column, value, _time(unit, per_second))
 
 
-def _time(unit: str) -> str:
-    return f"finite {unit} from 0 to {MAX_TIME:.0e}"
+def _time(unit: str, per_second: int) -> str:
+    return f"finite {unit} from 0 to {MAX_TIME * per_second:.0e}"
 
 
 def name_json(value: object, column: str) -> str | None:
@@ -104,7 +107,7 @@ def priority_text(text: str, column: str) -> int:
     digits = bare.removeprefix("-")
     if not bare:
         return 0
-    if digits.isascii() and digits.isdigit() and len(digits) <= 18:
+    if digits.isascii() and digits.isdigit() and len(digits) <= 19 and int(digits) <= MAX_HASH:
         return int(bare)
     raise wrong(column, text, _PRIORITY)
 
