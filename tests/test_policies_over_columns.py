@@ -195,7 +195,8 @@ def test_an_idle_lane_runs_something_if_anything_fits(make: Make, arguments: dic
         (tier,) = entry.tiers
         if tier != "gpu" and (tier not in view.cluster.tiers or view.route(tier, "gpu") is None):
             return False
-        return blocks(entry.context_length) - blocks(entry.tiers.get("gpu", 0)) <= view.ranks[0].free
+        need = blocks(entry.context_length)
+        return need <= view.ranks[0].capacity and need - blocks(entry.tiers.get("gpu", 0)) <= view.ranks[0].free
 
     possible = [request for request in arguments["pooled"] if fits(request)]
     if not POLICIES_BY_MAKE[make].startswith("density_first"):
