@@ -7,7 +7,7 @@ for prefill and decode, with any room, seats and length of turns, on a surface o
 hundred has few seats for much room, so that more sit out than run. Every request has to end. Measured is the time from
 leaving a batch unfinished to being a member of one again (or to the end of the request), for those who sat out in their
 device, and apart from it for those who were preempted for want of blocks: the bound is on the former. With ``--out``
-the file is brought up to date every 1,000 runs, and a later call goes on from there while the library's code is the
+the file is brought up to date every 1,000 runs, and a later call goes on from there while the code that runs is the
 same.
 """
 
@@ -39,7 +39,7 @@ from alignedsched.policies.rounds import RoundSettings
 from alignedsched.scheduler import Scheduler
 from alignedsched.sim.executor import SimulatedExecutor
 from alignedsched.workloads import Workload
-from benchmarks.digest import code_digest
+from benchmarks.digest import code_digest, loaded
 
 A_PART = 1000  # runs between two lines of progress
 WAIT_S = 3.0  # a step of these clusters takes up to half a second
@@ -189,7 +189,7 @@ def fresh() -> dict[str, Any]:
     }  # fmt: skip
     return {
         "what": "random runs: the longest that anybody who has begun sat out, as a share of what is allowed",
-        "code_sha256": code_digest(),
+        "code_sha256": code_digest(files=loaded()),
         "versions": versions,
         "first_seed": 0,
         "runs": 0,
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = fresh()
     if options.out is not None and options.out.exists():
         kept = json.loads(options.out.read_text())
-        found = kept if kept["code_sha256"] == found["code_sha256"] else found
+        found = kept if kept.get("code_sha256") == found["code_sha256"] else found
     parts = [range(first, min(options.runs, first + A_PART)) for first in range(found["runs"], options.runs, A_PART)]
     with ProcessPoolExecutor(options.jobs) as processes:
         for more in processes.map(runs, parts):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.digest import code_digest
+from benchmarks.digest import PACKAGE, code_digest, loaded
 
 MODULE = '''"""What this is."""
 
@@ -50,6 +50,14 @@ def test_code_does(package: Path, old: str, new: str) -> None:
     before = code_digest(package)
     (package / "part" / "thing.py").write_text(MODULE.replace(old, new))
     assert code_digest(package) != before
+
+
+def test_some_modules_are_taken_for_themselves(package: Path) -> None:
+    files = [package / "part" / "thing.py"]
+    before = code_digest(package, files)
+    (package / "__init__.py").write_text("x = 1")
+    assert code_digest(package, files) == before
+    assert {path.relative_to(PACKAGE).as_posix() for path in loaded()} >= {"__init__.py", "scheduler.py"}
 
 
 def test_where_code_is_counts(package: Path) -> None:

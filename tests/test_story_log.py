@@ -236,6 +236,33 @@ def test_pieces_of_a_call_that_stayed_before_a_snapshot_are_passed_over(tmp_path
     assert replay(path).difference is None
 
 
+def test_a_process_killed_as_it_began_leaves_what_was_there_before(tmp_path: Path) -> None:
+    """Its snapshot is cut off: the log ends with the process before, and the next one begins there."""
+    path = tmp_path / "a.alog"
+    plans = written(path, calls=6)
+    before = path.stat().st_size
+    with LogReader(path) as log:
+        kept = [item for item in log if isinstance(item, Call)]
+    with resume(path) as again:
+        state = snapshot(again)
+        again.handle(8.0, Arrived(Request("now", 9, 20)))
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        read = frames.Frames(file, "a")
+        begun = next(read.end for content in read if read.end > before and content.startswith(b'[["end"]'))
+    for cut in [*range(before + 1, begun, 7), begun, begun + 1]:
+        path.write_bytes(data[:cut])
+        calls, torn = calls_of(path)
+        assert ([encode(call.plan) for call in calls], torn) == (plans, True)
+        result = replay(path)
+        assert (result.calls, result.starts, result.torn, result.difference) == (len(kept), 1, True, None)
+        with resume(path) as third:
+            assert snapshot(third) == state
+            third.handle(9.0, Arrived(Request("later", 9, 20)))
+        whole = replay(path)
+        assert (whole.calls, whole.starts, whole.torn, whole.difference) == (len(kept) + 1, 2, False, None)
+
+
 class FullDisk(io.BytesIO):
     """A file that takes so many bytes and no more."""
 

@@ -51,6 +51,7 @@ class Frames:
         self.end = 0  # bytes of the file that are sound
         self.check = FIRST
         self.torn = False  # the file ends inside a frame
+        self._given = FIRST  # the check of the frame given out last
         magic = file.read(len(MAGIC))
         if magic != MAGIC:
             if MAGIC.startswith(magic):
@@ -80,9 +81,20 @@ class Frames:
             if zlib.crc32(deflated, self.check) != check:
                 raise self._error("a frame was changed")
             content = self._inflate(deflated)
+            self._given = check
             yield content
             self.check = check
             self.end += _HEAD.size + length
+
+    def reach(self, begin: bytes) -> bool:
+        """Whether a frame behind the one given out last begins so; reading goes on where it was. O(frames read)."""
+        at, before = self._file.tell(), (self.end, self.check, self.torn)
+        self.check = given = self._given
+        try:
+            return any(content.startswith(begin) for content in self)
+        finally:
+            self._file.seek(at)
+            self._given, (self.end, self.check, self.torn) = given, before
 
     def _inflate(self, deflated: bytes) -> bytes:
         inflater = zlib.decompressobj()

@@ -31,6 +31,7 @@ from .snapshot import Part, origin_in, until_end
 SUFFIX = ".alog"
 CUT = 10_000  # events in one part
 _PIECE = b'[["events",'  # how a frame begins that holds the first events of a call, whose rest comes in further ones
+_FIRST, _LAST = b'[["scheduler",', b'[["end"]'  # the same of the first frame of a snapshot, and of the last
 
 
 @frozen
@@ -78,8 +79,8 @@ class Start:
 class LogReader:
     """Reads a log, part by part, in memory that does not grow with it. A context manager.
 
-    ``torn`` says, at the end, that the file was cut off inside a frame or a call; all before it was read. Raises
-    LogError, naming file, record and byte, for anything that is not as it was written.
+    ``torn`` says, at the end, that the file was cut off inside a frame, a call, or a snapshot behind the first; all
+    before it was read. Raises LogError, naming file, record and byte, for anything that is not as it was written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -91,7 +92,7 @@ class LogReader:
             self._file.close()
             raise
         self._record = 0
-        self._inside = False  # a call, of which there is no more
+        self._inside = False  # a call, or the snapshot of a process that began, of which there is no more
         self.origin: Origin | None = None  # of the last start read
 
     def __enter__(self) -> LogReader:
@@ -133,6 +134,9 @@ class LogReader:
         for part in parts:
             name = part[0] if type(part) is list and part else None
             if name == "scheduler":
+                if started and not self._frames.reach(_LAST):
+                    self._inside = True  # a process was killed as it began: there is no more
+                    return
                 state = until_end(parts)
                 self.origin = origin_in(iter([part]), self.name)
                 yield Start(self.origin, state)
@@ -181,15 +185,16 @@ class LogWriter:
         return file
 
     def _append(self) -> BinaryIO:
-        """Go on behind the last frame that ended a call. Raises LogError if what is there is not sound."""
+        """Go on behind the last frame that ended calls or a snapshot. Raises LogError if what is there is not sound."""
         file = self.path.open("r+b")
         try:
             sound = frames.Frames(file, str(self.path))
-            inside = False  # a call that goes on in the next frame
+            inside = begins = False  # a call that goes on in the next frame; a snapshot
             for content in sound:
                 if not inside:
                     self._check, self.bytes = sound.check, sound.end  # where this frame begins
-                inside = content.startswith(_PIECE)
+                begins = (begins or content.startswith(_FIRST)) and not content.startswith(_LAST)
+                inside = begins or content.startswith(_PIECE)
             if not inside:
                 self._check, self.bytes = sound.check, sound.end
             file.truncate(self.bytes)
