@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from alignedsched.errors import CallerError, ConfigError
 from alignedsched.policies.predict import (
+    BINS,
     CLASSES_AT_MOST,
     COLD_TOKENS,
     EDGES,
@@ -214,3 +215,26 @@ def test_predictors_by_name() -> None:
     assert [type(predictor(name)) for name in PREDICTORS] == [NoPrediction, History, Oracle]
     with pytest.raises(ConfigError, match="one of none, history, oracle"):
         predictor("crystal ball")
+
+
+def tables(lives: Lives) -> tuple[list[float], list[float], list[float]]:
+    """Survival, expected tokens ahead, and ends at risk, bin by bin as they are defined."""
+    alive, risk, ahead = [1.0] * (BINS + 1), [0.0] * (BINS + 1), [0.0] * (BINS + 1)
+    for b in range(BINS - 1, -1, -1):
+        risk[b] = risk[b + 1] + lives.finished[b] + lives.censored[b]
+    for b in range(BINS):
+        left = risk[b] - lives.finished[b] if risk[b + 1] > 0 else 0.0
+        alive[b + 1] = alive[b] * (left / risk[b]) if risk[b] > 0 else alive[b]
+    for b in range(BINS - 2, -1, -1):
+        width = EDGES[b + 1] - EDGES[b]
+        ahead[b] = ahead[b + 1] + width * alive[b] - (alive[b] - alive[b + 1]) * (width - 1) / 2
+    return alive, ahead, [r / lives.weight for r in risk]
+
+
+@given(ends=st.lists(st.tuples(st.integers(1, 1 << 22) | st.integers(1, 300), st.booleans()), min_size=1, max_size=40))
+def test_what_is_left_out_behind_the_longest_life_changes_no_bit(ends: list[tuple[int, bool]]) -> None:
+    lives = Lives()
+    for produced, finished in ends:
+        lives.add(produced, finished)
+    alive = lives._tables()
+    assert (alive, lives._ahead, lives._risk) == tables(lives)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Protocol
 
 from attrs import Factory, define, field
@@ -133,6 +134,7 @@ def _edges() -> tuple[int, ...]:
 
 EDGES = _edges()  # bin b holds outputs EDGES[b] to EDGES[b + 1] - 1, the last one all from EDGES[-1] on
 BINS = len(EDGES)
+WIDTHS = tuple(high - low for low, high in pairwise(EDGES))
 _GROWTH = 2.0 ** (1.0 / HALF_LIFE)  # instead of fading old ends, new ones count more
 _RESCALE = 2.0**200
 
@@ -166,18 +168,28 @@ class Lives:
         self._alive = None
 
     def _tables(self) -> list[float]:
-        alive, risk = [1.0] * (BINS + 1), [0.0] * (BINS + 1)
-        for b in range(BINS - 1, -1, -1):
-            risk[b] = risk[b + 1] + self.finished[b] + self.censored[b]
-        for b in range(BINS):
-            left = risk[b] - self.finished[b] if risk[b + 1] > 0 else 0.0
-            alive[b + 1] = alive[b] * (left / risk[b]) if risk[b] > 0 else alive[b]
-        ahead = [0.0] * (BINS + 1)
-        for b in range(BINS - 2, -1, -1):
-            width = EDGES[b + 1] - EDGES[b]
-            ahead[b] = ahead[b + 1] + width * alive[b] - (alive[b] - alive[b + 1]) * (width - 1) / 2
+        finished, censored, above = self.finished, self.censored, self._above()
+        risk, reach = [0.0] * (BINS + 1), 0.0
+        for b in range(above - 1, -1, -1):
+            reach = risk[b] = reach + finished[b] + censored[b]
+        alive, share = [1.0] * (BINS + 1 if not above else 1), 1.0
+        for b in range(above):
+            left = risk[b] - finished[b] if risk[b + 1] > 0 else 0.0
+            if risk[b] > 0:
+                share *= left / risk[b]
+            alive.append(share)
+        alive += [0.0] * (BINS + 1 - len(alive))  # nobody is known to have lived longer
+        ahead, rest = [0.0] * (BINS + 1), 0.0
+        for b in range(min(above, BINS - 1) - 1, -1, -1):
+            width = WIDTHS[b]
+            rest = ahead[b] = rest + width * alive[b] - (alive[b] - alive[b + 1]) * (width - 1) / 2
         self._alive, self._ahead, self._risk = alive, ahead, [r / self.weight for r in risk]
         return alive
+
+    def _above(self) -> int:
+        """The bins up to the longest life there is; 0 if there is none."""
+        both = zip(reversed(self.finished), reversed(self.censored), strict=True)
+        return BINS - next((at for at, (ended, cut) in enumerate(both) if ended or cut), BINS)
 
     def residual(self, produced: int, quantile: float | None) -> tuple[float, float]:
         """(tokens left after ``produced``, ends that this rests on: 0 says that nothing lived so long)."""
