@@ -13,6 +13,9 @@ lives in CPU time: its clock is the CPU time of the process, and jumps ahead whe
 processes on the machine disturb it little. Scheduling and copies count there, and cost nothing (or run beside the
 steps) in the simulation. Real runs are repeated, in turns; a pair of policies counts as different where the slowest
 run of one beats the fastest of the other, and only such pairs are compared.
+
+*Where the difference comes from*: the steps of the real runs themselves are priced by the table, decode apart from
+steps with prefill, and what time went by outside of steps (scheduling, copies, members that come and go) is told.
 """
 
 from __future__ import annotations
@@ -31,15 +34,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import asdict, frozen
+from attrs import asdict, define, evolve, field, frozen
 
 from alignedsched.cluster import Cluster
-from alignedsched.costs import Costs
+from alignedsched.costs import Costs, Load
 from alignedsched.driver import drive
 from alignedsched.events import Arrived
 from alignedsched.measured import Measured
 from alignedsched.metrics import LatencyCollector
+from alignedsched.policies.protocols import PlainData, Stepped
 from alignedsched.registry import policy as policy_named
+from alignedsched.request import Request
 from alignedsched.scheduler import Scheduler
 from alignedsched.sim.build import build
 from alignedsched.sim.run import run
@@ -54,6 +59,7 @@ from alignedsched_torch.models import Decoder, attention
 
 POLICIES = ("fcfs", "cost_aligned", "density_first", "waves", "buckets", "sjf")
 FIGURES = {"mean_e2e_s": False, "throughput_tok_s": True}  # whether more is better
+PARTS = ("decode_said_over_took", "prefill_said_over_took", "outside_of_steps")  # of a real run; see ``Priced``
 SIZES = Sizes(kv_tokens=16_384, host_tokens=65_536, page_size=16, max_members=32, max_tokens=512)
 REPEATS, REQUESTS, MINUTES = 3, 80, 2.0
 
@@ -115,12 +121,47 @@ class Place:
     decoder: Decoder
 
 
+@define
+class Priced:
+    """A watch: seconds that steps took and that the table says, decode steps apart from those with prefill."""
+
+    costs: Costs
+    took: dict[str, float] = field(factory=lambda: {"decode": 0.0, "prefill": 0.0})
+    said: dict[str, float] = field(factory=lambda: {"decode": 0.0, "prefill": 0.0})
+
+    def stepped(self, facts: Stepped) -> None:
+        (load,) = facts.loads
+        kind = "prefill" if load.chunks else "decode"
+        self.took[kind] += facts.seconds
+        self.said[kind] += self._price(load, facts.steps)
+
+    def _price(self, load: Load, steps: int) -> float:
+        if load.chunks:
+            return self.costs.step_seconds(load)
+        return float(self.costs.finishing_times(load, steps)[-1]) if load.n else 0.0
+
+    def ended(self, request: Request, produced: int, finished: bool) -> None:
+        """Nothing to price."""
+
+    def state(self) -> PlainData:
+        return None
+
+    def load(self, state: PlainData) -> None:
+        """Figures are not part of snapshots."""
+
+    def figures(self, seconds: float) -> dict[str, float]:
+        """Said over took, by kind; share of ``seconds`` outside of steps."""
+        found = {f"{kind}_said_over_took": self.said[kind] / took for kind, took in self.took.items()}
+        return found | {"outside_of_steps": 1.0 - sum(self.took.values()) / seconds}
+
+
 def real(place: Place, policy: str, workload: Workload) -> dict[str, float]:
     """The real executor's figures, in CPU seconds."""
     cluster = place.cluster
     devices = {device.id: CpuTimeDevice(device.id) for device in cluster.devices}
     executor = TorchExecutor(cluster, devices, {lane.id: place.decoder for lane in cluster.lanes})
-    scheduler = Scheduler(cluster, policy_named(policy), place.costs)
+    priced, known = Priced(place.costs), policy_named(policy)
+    scheduler = Scheduler(cluster, evolve(known, watches=(*known.watches, priced)), place.costs)
     latency = LatencyCollector(cluster)
     arrivals = []
     for request, output in workload.requests():
@@ -130,13 +171,11 @@ def real(place: Place, policy: str, workload: Workload) -> dict[str, float]:
     began = executor.now()
     drive(scheduler, executor, arrivals, observe=lambda now, events, plan: latency.observe(now, events, plan))
     assert latency.requests["finished"] == len(workload), latency.requests
-    return _figures(latency, executor.now() - began)
-
-
-def _figures(latency: LatencyCollector, seconds: float) -> dict[str, float]:
+    seconds = executor.now() - began
     return {
         "mean_e2e_s": float(latency.summary()["e2e"]["mean"] or 0.0),
         "throughput_tok_s": latency.output_tokens / seconds,
+        **priced.figures(seconds),
     }
 
 
@@ -188,15 +227,16 @@ def _result(
 ) -> dict[str, Any]:
     kernel = found.kernels[found.kernel]
     policies = {
-        name: {
+        policy: {
             figure: {
-                "real": [round(one[figure], 4) for one in runs[name]],
-                "simulated": round(predicted[name][figure], 4),
-                "ratio": round(predicted[name][figure] / median(one[figure] for one in runs[name]), 4),
+                "real": [round(one[figure], 4) for one in runs[policy]],
+                "simulated": round(predicted[policy][figure], 4),
+                "ratio": round(predicted[policy][figure] / median(one[figure] for one in runs[policy]), 4),
             }
             for figure in FIGURES
         }
-        for name in runs
+        | {name: round(median(one[name] for one in runs[policy]), 4) for name in PARTS}
+        for policy in runs
     }
     ranks = {
         figure: agreement(
@@ -221,11 +261,13 @@ def show(result: dict[str, Any]) -> str:
             lines.append(
                 f"{kernel}: unseen {kind} steps off by {errors['p50']:.1%} (median), {errors['p90']:.1%} (p90)"
             )
-        lines.append(f"{'policy':<16}{'real E2E s':>12}{'simulated':>12}{'real tok/s':>12}{'simulated':>12}")
+        lines.append(f"{'policy':<16}{'real E2E s':>12}{'simulated':>12}{'real tok/s':>12}{'simulated':>12}"
+                     f"{'decode':>12}{'prefill':>12}{'outside':>12}")  # fmt: skip
         for name, figures in part["policies"].items():
             row = [f"{name:<16}"]
             for figure in FIGURES:
                 row.append(f"{median(figures[figure]['real']):>12.3f}{figures[figure]['simulated']:>12.3f}")
+            row += [f"{figures[name]:>12.3f}" for name in PARTS]
             lines.append("".join(row))
         for figure, ranks in part["agreement"].items():
             lines.append(f"{figure}: {ranks['same']} of {ranks['told_apart']} pairs told apart rank the same"
