@@ -7,14 +7,17 @@ the next event. It chooses nothing: which members finish, and when copies arrive
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from attrs import define, field
 
 from alignedsched import HOST, Cluster, Device, Lane, Link, Policy, Request, Role, Scheduler
+from alignedsched.costs import Costs, Load
 from alignedsched.errors import ExecutorError
 from alignedsched.events import Arrived, CopyDone, CopyFailed, Event, StepsDone
-from alignedsched.plan import Plan, Step
+from alignedsched.plan import Chunk, Plan, Step
+from alignedsched.views import LaneView
 
 PLENTY = 1 << 40  # blocks: room is never what is measured
 
@@ -29,6 +32,7 @@ class LaneRun:
     standing: Step | None = None
     first: int = 0
     members: dict[str, None] = field(factory=dict)
+    seconds: Callable[[tuple[Chunk, ...]], float] = lambda chunks: 0.0  # of its next step, with these chunks in it
 
     def run(self, finished: tuple[str, ...] = ()) -> list[Event]:
         """Run the next step, in which ``finished`` make their last token; reports of it and of orders passed over."""
@@ -42,11 +46,12 @@ class LaneRun:
         if order_now is None or self.done >= self.first + order_now.horizon - 1:
             return reports
         self.done += 1
+        seconds = self.seconds(order_now.chunks)
         prefilled = tuple(chunk.request for chunk in order_now.chunks)
         last = tuple((request, self.done) for request in finished)
         for request in finished:
             self.members.pop(request, None)
-        reports.append(StepsDone(self.lane, order_now.order, self.first, self.done, last, prefilled))
+        reports.append(StepsDone(self.lane, order_now.order, self.first, self.done, last, prefilled, seconds))
         return reports
 
     def _take_effect(self) -> Step:
@@ -59,12 +64,15 @@ class LaneRun:
 
 
 class StepByStep:
-    """A scheduler with this executor under it."""
+    """A scheduler with this executor under it, which reports what steps take if the scheduler was told their costs."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.now = 0.0
         self.lanes = {lane.id: LaneRun(lane.id) for lane in scheduler.cluster.lanes}
+        if scheduler.costs is not None:
+            for name, lane in self.lanes.items():
+                lane.seconds = partial(_seconds, scheduler.view(name), scheduler.costs)
         self.copies: list[int] = []
         self.aborted: list[int] = []
         self.ended = 0
@@ -116,6 +124,12 @@ class StepByStep:
         while len(self.lanes[lane].members) < members:
             if not self.round():
                 raise ExecutorError(f"lane {lane!r} stopped at {len(self.lanes[lane].members)} of {members} members")
+
+
+def _seconds(view: LaneView, costs: Costs, chunks: tuple[Chunk, ...]) -> float:
+    """What the next step of a lane of one rank takes by these costs."""
+    batch, parts = view.ranks[0].batch, tuple((chunk.start, chunk.end) for chunk in chunks)
+    return costs.step_seconds(Load(len(batch), batch.total, batch.longest, parts))
 
 
 def one_lane(members: int, run_ahead: int = 0, blocks: int = PLENTY) -> Cluster:

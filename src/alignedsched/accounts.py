@@ -94,8 +94,8 @@ class Accounts:
 
     def room(self, lane: LaneBook) -> int:
         """Blocks that the roomiest device of a lane, as large as it is now, could hold if it were empty."""
-        ledger = self.ledger
-        return max(ledger.capacity(tier) - ledger.quarantined(tier) for tier in lane.tiers)
+        tiers, usable = lane.tiers, self.ledger.usable
+        return usable(tiers[0]) if len(tiers) == 1 else max(map(usable, tiers))
 
     def could_hold(self, lane: LaneBook, context_length: int) -> bool:
         """Whether a device of a lane, as large as it is now, could hold so much if it were empty."""

@@ -70,18 +70,24 @@ def victims(policy: Policy, view: LaneView, rank: int, blocks: int) -> list[tupl
 def _composition(policy: Policy, answer: Any) -> Composition:
     if not isinstance(answer, Composition):
         raise PolicyError(policy.name, f"compose must return a Composition, got {show(answer)}")
-    for name in ("joins", "candidates", "parks", "unclaims"):
-        ids = getattr(answer, name)
-        if isinstance(ids, str) or not isinstance(ids, Collection):
-            raise PolicyError(policy.name, f"compose: {name} must be a sequence of ids, got {show(ids)}")
-        for one in ids:
-            if not isinstance(one, str):
-                raise PolicyError(policy.name, f"compose: {name} must name requests by their ids, got {show(one)}")
-    for name in ("wake_at", "look_at"):
-        _check_moment(policy, "compose", name, getattr(answer, name))
+    _check_ids(policy, "joins", answer.joins)
+    _check_ids(policy, "candidates", answer.candidates)
+    _check_ids(policy, "parks", answer.parks)
+    _check_ids(policy, "unclaims", answer.unclaims)
+    _check_moment(policy, "compose", "wake_at", answer.wake_at)
+    _check_moment(policy, "compose", "look_at", answer.look_at)
     if not isinstance(answer.why, str):
         raise PolicyError(policy.name, f"compose: why must be a string, got {show(answer.why)}")
     return answer
+
+
+def _check_ids(policy: Policy, name: str, ids: Any) -> None:
+    plain = type(ids) is tuple or type(ids) is list  # as nearly always; asking a protocol takes far longer
+    if not plain and (isinstance(ids, str) or not isinstance(ids, Collection)):
+        raise PolicyError(policy.name, f"compose: {name} must be a sequence of ids, got {show(ids)}")
+    for one in ids:
+        if not isinstance(one, str):
+            raise PolicyError(policy.name, f"compose: {name} must name requests by their ids, got {show(one)}")
 
 
 def _check_moment(policy: Policy, method: str, name: str, moment: object) -> None:
@@ -92,7 +98,9 @@ def _check_moment(policy: Policy, method: str, name: str, moment: object) -> Non
 def _records(policy: Policy, method: str, answer: Iterable[Any], *kinds: type) -> list[Any]:
     records = list(answer)
     for record in records:
-        kind = next((kind for kind in kinds if isinstance(record, kind)), None)
+        kind: type | None = type(record)
+        if kind not in kinds:
+            kind = next((kind for kind in kinds if isinstance(record, kind)), None)
         if kind is None:
             names = " or ".join(kind.__name__ for kind in kinds)
             raise PolicyError(policy.name, f"{method} must give a {names} each time, got {show(record)}")

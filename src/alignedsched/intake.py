@@ -25,7 +25,7 @@ from .events import (
     StepsFailed,
     WeightsChanged,
 )
-from .forms import check_form
+from .forms import check_form, check_steps
 from .lane_book import LaneBook
 from .lanes import Issued
 from .live import Flight
@@ -55,6 +55,9 @@ class Intake:
         """Raise CallerError or ExecutorError for an event of the wrong form, CallerError for who cannot arrive."""
         books, seen = self._books, set[str]()
         for event in events:
+            if type(event) is StepsDone:
+                check_steps(event)
+                continue
             check_form(event)
             if isinstance(event, Arrived):
                 request = event.request.id

@@ -169,7 +169,7 @@ class LaneState:
         last = event.through + (1 if isinstance(event, StepsFailed) else 0)
         if last > event.first + order.step.horizon - 1 and not (last == event.first and isinstance(event, StepsFailed)):
             raise ExecutorError(f"{where}: step {last} lies beyond its horizon of {order.step.horizon} steps")
-        later = next((o for o in self.issued if o.step.order > event.order), None)
+        later = next((o for o in self.issued if o.step.order > event.order), None) if self.issued else None
         if later is not None and event.through >= later.latest_first:
             raise ExecutorError(
                 f"{where}: ran step {event.through}, but order {later.step.order} had to replace it by step "

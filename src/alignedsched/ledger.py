@@ -72,6 +72,10 @@ class Ledger:
     def quarantined(self, tier: str) -> int:
         return self._quarantined[tier]
 
+    def usable(self, tier: str) -> int:
+        """Blocks that are not quarantined."""
+        return self._capacity[tier] - self._quarantined[tier]
+
     def doomed(self, tier: str) -> int:
         """Blocks of dropped extents, which come free with their last pin."""
         return self._doomed[tier]

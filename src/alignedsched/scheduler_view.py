@@ -169,8 +169,7 @@ class SchedulerView:
         With room for one token more, as admission policies ask for. What does not fit waits for a larger lane, or for
         capacity to come back, and blocks nobody behind it.
         """
-        ledger = self._books.ledger
-        room = [ledger.capacity(tier) - ledger.quarantined(tier) for tier in self._lane.tiers]
+        room = [*map(self._books.ledger.usable, self._lane.tiers)]
         if min(room) >= self._largest:
             return True
         if request.id not in self._books.queue:

@@ -36,13 +36,14 @@ class Watching:
         """
         steps = progress.through - progress.start + 1
         if steps > 0:
-            loads = tuple(self._load(lane, progress.order, rank, progress.start) for rank in range(len(lane.tiers)))
-            self._steps.append(Stepped(lane.id, loads, steps, seconds))
+            loads = [self._load(lane, progress.order, rank, progress.start) for rank in range(len(lane.tiers))]
+            self._steps.append(Stepped(lane.id, tuple(loads), steps, seconds))
 
     def _load(self, lane: LaneBook, order: Issued, rank: int, step: int) -> Load:
         """One rank's load in ``step``: its batch as planned, with what later orders changed taken back."""
         live, batch = self.books.live, lane.state.batches[rank]
-        chunks = tuple((chunk.start, chunk.end) for chunk in order.step.chunks if chunk.rank == rank)
+        ordered = order.step.chunks
+        chunks = tuple((chunk.start, chunk.end) for chunk in ordered if chunk.rank == rank) if ordered else ()
         if not lane.state.issued and not lane.fences:  # as of a plain step, which has to be cheap
             return Load(len(batch), batch.total(step), batch.longest(step), chunks)
         later = {

@@ -8,7 +8,7 @@ they would never come to take theirs.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
@@ -49,9 +49,12 @@ class EvenShare:
     @staticmethod
     def of(view: LaneView, waiting: int) -> EvenShare:
         """The lane's shares of so many requests that wait. O(lanes), times the sizes of lanes."""
-        smaller = _smaller(view)
-        shares = [_share(view, waiting), *(_share(view, waiting, blocks + 1) for blocks in smaller)]
-        return EvenShare(smaller, shares, room(view))
+        rooms, loads, lane = view.rooms, view.loads, view.lane.id
+        mine = rooms.get(lane, 0)
+        smaller = _smaller(rooms, mine)
+        shares = [_share(lane, loads, waiting)]
+        shares += [_share(lane, _of_at_least(loads, rooms, blocks + 1), waiting) for blocks in smaller]
+        return EvenShare(smaller, shares, mine)
 
     @property
     def most(self) -> int:
@@ -65,21 +68,26 @@ class EvenShare:
 
 def pooled_share(view: LaneView) -> int:
     """The lane's share of what is pooled. Where anybody is, some lane that could hold them has one of at least one."""
-    block, longer = view.layout.block_size, view.pool.longer
-    only = ((blocks, longer(blocks * block)) for blocks in _smaller(view))
-    return max([_share(view, len(view.pool)), *(_share(view, n, blocks + 1) for blocks, n in only if n)])
+    rooms, loads, lane, block = view.rooms, view.loads, view.lane.id, view.layout.block_size
+    shares = [_share(lane, loads, len(view.pool))]
+    for blocks in _smaller(rooms, rooms.get(lane, 0)):
+        only = view.pool.longer(blocks * block)  # for this lane and its like
+        if only:
+            shares.append(_share(lane, _of_at_least(loads, rooms, blocks + 1), only))
+    return max(shares)
 
 
-def _smaller(view: LaneView) -> list[int]:
-    """The different sizes of lanes that are smaller than this one, ascending."""
-    mine = room(view)
-    return sorted({blocks for blocks in view.rooms.values() if blocks < mine})
+def _smaller(rooms: Mapping[str, int], mine: int) -> list[int]:
+    """The different sizes of lanes that are smaller than one of ``mine`` blocks, ascending."""
+    return sorted({blocks for blocks in rooms.values() if blocks < mine})
 
 
-def _share(view: LaneView, waiting: int, least: int = 0) -> int:
-    """The lane's share of so many requests among the lanes of at least ``least`` blocks. O(lanes)."""
-    loads, rooms = view.loads, view.rooms
-    if least:
-        loads = {lane: load for lane, load in loads.items() if rooms[lane] >= least}
+def _of_at_least(loads: Mapping[str, int], rooms: Mapping[str, int], least: int) -> dict[str, int]:
+    """The loads of lanes of at least so many blocks."""
+    return {lane: load for lane, load in loads.items() if rooms[lane] >= least}
+
+
+def _share(lane: str, loads: Mapping[str, int], waiting: int) -> int:
+    """A lane's share of so many requests among lanes of these loads. O(lanes)."""
     target = -(-(sum(loads.values()) + waiting) // max(1, len(loads)))
-    return max(0, target - loads.get(view.lane.id, 0))
+    return max(0, target - loads.get(lane, 0))

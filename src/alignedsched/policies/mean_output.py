@@ -39,7 +39,8 @@ class MeanOutput:
 
     def stepped(self, facts: Stepped) -> None:
         """See Watch."""
-        self.made += facts.steps * sum(load.n for load in facts.loads)
+        loads = facts.loads
+        self.made += facts.steps * (loads[0].n if len(loads) == 1 else sum(load.n for load in loads))
 
     def ended(self, request: Request, produced: int, finished: bool) -> None:
         """See Watch. However it ended: it makes room."""

@@ -234,9 +234,11 @@ class RankOrder:
 
     def stepped(self, facts: Stepped) -> None:
         """Count the seconds a lane has decoded since its last prefill; where they are not told, prefill never waits."""
-        before = self._decoded.get(facts.lane, 0.0)
-        told = facts.seconds > 0
-        self._decoded[facts.lane] = (0.0 if facts.prefill else before + facts.seconds) if told else UNTOLD
+        if facts.seconds > 0:
+            before = self._decoded.get(facts.lane, 0.0)
+            self._decoded[facts.lane] = 0.0 if facts.prefill else before + facts.seconds
+        else:
+            self._decoded[facts.lane] = UNTOLD
 
     def ended(self, request: Request, produced: int, finished: bool) -> None:
         """Nothing to learn."""

@@ -53,6 +53,8 @@ class Fact:
 
 def fact_of(at: int, parts: Parts, seconds: float) -> Fact:
     """A fact, doubted for what its chunks may have cost otherwise."""
+    if not parts.prefill:
+        return Fact(at, parts, seconds, 1.0)
     share = parts.prefill / (parts.base + parts.even + parts.prefill)
     return Fact(at, parts, seconds, math.hypot(1.0, share * _CHUNK_DOUBT / GOOD))
 

@@ -77,7 +77,9 @@ class SurfaceFit:
         if not self._asked or facts.seconds <= 0:
             return
         half = (facts.steps - 1) // 2
-        loads = [Load(o.n, o.total + o.n * half, o.longest + half, o.chunks) for o in facts.loads if o.n]
+        loads = [o for o in facts.loads if o.n]
+        if half:
+            loads = [Load(o.n, o.total + o.n * half, o.longest + half, o.chunks) for o in loads]
         if self._costs is not None:
             self._learn(loads, facts.steps, facts.seconds)
         elif loads:
@@ -86,7 +88,7 @@ class SurfaceFit:
     def _learn(self, loads: Sequence[Load], steps: float, seconds: float) -> None:
         if not loads or self._costs is None:
             return
-        load = max(loads, key=self._costs.step_seconds)
+        load = loads[0] if len(loads) == 1 else max(loads, key=self._costs.step_seconds)
         self.seen += 1
         shape = _shape(load)
         self.facts.pop(shape, None)
