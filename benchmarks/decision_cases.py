@@ -13,7 +13,7 @@ from alignedsched import Policy, Request, Scheduler, policy
 from alignedsched.costs import AffineCosts
 from alignedsched.events import Event
 from alignedsched.plan import Plan
-from alignedsched.policies.cost_aligned import CostAligned
+from alignedsched.policies.aligned_batching import CostAligned
 
 from .naive import NaiveScheduler
 from .step_by_step import StepByStep, decoding, one_lane, two_lanes

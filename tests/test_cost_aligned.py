@@ -17,9 +17,10 @@ from alignedsched.costs import AffineCosts, Costs
 from alignedsched.errors import CallerError, ConfigError
 from alignedsched.events import Event
 from alignedsched.plan import Plan
+from alignedsched.policies.aligned_batching import CostAligned
 from alignedsched.policies.aligned_memory import Backlog, LaneMemory, Memory
 from alignedsched.policies.backlog_order import GateSettings
-from alignedsched.policies.cost_aligned import CostAligned, cost_aligned
+from alignedsched.policies.cost_aligned import cost_aligned
 from alignedsched.policies.fcfs import fcfs
 from alignedsched.policies.protocols import Policy
 from alignedsched.policies.rounds import RoundSettings, Turn

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from alignedsched.cluster import Role
 from alignedsched.costs import AffineCosts, Costs
+from alignedsched.policies.aligned_batching import CostAligned
 from alignedsched.policies.aligned_memory import LaneMemory, Memory
-from alignedsched.policies.cost_aligned import CostAligned, cost_aligned
+from alignedsched.policies.cost_aligned import cost_aligned
 from alignedsched.policies.fcfs import fcfs
 from alignedsched.policies.rounds import ANY, RoundSettings, Turn, next_turn, partition
 from alignedsched.sim.build import build

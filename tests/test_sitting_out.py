@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from alignedsched.costs import AffineCosts, Costs
 from alignedsched.events import Event
 from alignedsched.plan import Plan
-from alignedsched.policies.cost_aligned import CostAligned, cost_aligned
+from alignedsched.policies.aligned_batching import CostAligned
+from alignedsched.policies.cost_aligned import cost_aligned
 from alignedsched.policies.fcfs import fcfs
 from alignedsched.sim.build import build
 from alignedsched.sim.run import run
