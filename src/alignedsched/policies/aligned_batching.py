@@ -113,12 +113,13 @@ class CostAligned:
         lane, pool = memory.lane(view.lane.id), memory.backlog("pool")
         turn, wave = lane.turn, pool.wave
         plain = wave is None and not (memory.overtook and view.pool.again())
-        if turn is None and not lane.returning and (plain or view.role.prefills):
+        together = turn is None and not lane.returning
+        if together and ((plain and not lane.cramped) or view.role.prefills):
             return self._plain.compose(view)
         rank = view.ranks[0]
         parks = self._parks(view, turn, fresh) if turn is not None else []
         seats = view.lane.max_members - len(rank.batch) + len(parks) - len(view.joining)
-        grouped = turn is not None or lane.returning or pool.grouped
+        grouped = not together or lane.cramped or pool.grouped
         keeps = self.grows(view) * (len(rank.batch) + len(view.resident) + view.leaving) if grouped else 0
         waiting = self._waiting(view, wave, turn)
         if turn is not None:
@@ -196,7 +197,8 @@ class CostAligned:
         if turn is None:
             if lane.returning and not view.resident and not view.leaving:
                 return LaneMemory(None, lane.looked)
-            if lane.looked is not None and now < lane.looked + self.rounds.round_s:
+            soon = lane.cramped and self._steps_of_room(view) >= self.rounds.least
+            if lane.looked is not None and now < lane.looked + self.rounds.round_s and not soon:
                 return lane
         elif view.step < turn.until and len(batch) and (urgent is None or turn.holds(urgent)):
             return lane
@@ -206,15 +208,31 @@ class CostAligned:
         curious = self._fit is not None and self._fit.curious
         last = None if turn is not None and turn.sets_aside else turn
         must = turn is not None and len(lengths) > seats and not view.role.prefills
+        settings = self.rounds if must else self._as_room_allows(view)
         deep = lengths if must else self._with_pooled(view, costs, lengths)
-        after = next_turn(costs, deep, last, view.step, now, self.rounds, urgent, curious, seats, must)
+        after = next_turn(costs, deep, last, view.step, now, settings, urgent, curious, seats, must)
         if after is None and deep is not lengths:
-            after = next_turn(costs, lengths, last, view.step, now, self.rounds, urgent, curious, seats)
+            after = next_turn(costs, lengths, last, view.step, now, settings, urgent, curious, seats)
         if after is None and waves and lengths:
             after = self._without_the_longest(view, costs, lengths, urgent is not None)
-        if after is not None and not must and len(lengths) * _growth(view, after) > view.ranks[0].free:
+        cramped = after is not None and not must and len(lengths) * _growth(view, after) > view.ranks[0].free
+        if cramped:
             after = None  # whoever sits out must find a block when its turn comes
-        return LaneMemory(after, now, after is None and (turn is not None or lane.returning))
+        return LaneMemory(after, now, after is None and (turn is not None or lane.returning), cramped)
+
+    def _as_room_allows(self, view: LaneView) -> RoundSettings:
+        """The settings, with turns no longer than all residents find blocks for; below the least there are no rounds.
+
+        In a device full of requests that were let in by arrival, long turns would find no room, and rounds never begin.
+        """
+        steps = self._steps_of_room(view)
+        return evolve(self.rounds, most=steps) if self.rounds.least <= steps < self.rounds.most else self.rounds
+
+    @staticmethod
+    def _steps_of_room(view: LaneView) -> int:
+        """Steps of a turn, and of one more, for which all residents find blocks."""
+        residents = len(view.ranks[0].batch) + len(view.resident)
+        return view.ranks[0].free // max(1, residents) * view.layout.block_size - 1
 
     def _with_pooled(self, view: LaneView, costs: Costs, lengths: Sequence[int]) -> Sequence[int]:
         """The residents' lengths, more than once where so many others are pooled that there may be more than seats.

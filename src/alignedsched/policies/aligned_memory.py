@@ -38,12 +38,14 @@ class Backlog:
 class LaneMemory:
     """Of a lane: whose turn it is (None: all run together), and when that was last looked at (seconds).
 
-    ``returning``: rounds are over, and somebody who sat out still waits for room.
+    ``returning``: rounds are over, and somebody who sat out still waits for room. ``cramped``: rounds would pay, had
+    residents room to grow by meanwhile; until they have, nobody new takes it.
     """
 
     turn: Turn | None = None
     looked: float | None = None
     returning: bool = False
+    cramped: bool = False
 
 
 @frozen
@@ -98,7 +100,7 @@ class Memory:
             for name, backlog in self.backlogs.items()
         }
         lanes: dict[str, PlainData] = {
-            lane: [[None if kept.turn is None else kept.turn.plain(), kept.returning], kept.looked]
+            lane: [[None if kept.turn is None else kept.turn.plain(), kept.returning, kept.cramped], kept.looked]
             for lane, kept in self.lanes.items()
         }
         state: dict[str, PlainData] = {"backlogs": backlogs, "lanes": lanes}
@@ -155,7 +157,9 @@ def _wave(
     raise CallerError(f"cost_aligned: backlogs[{name!r}] of its state: {what}, got {show(plain)}")
 
 
-def _turn(lane: str, plain: PlainData, looked: float | None) -> tuple[Turn | None, float | None, bool]:
-    if not isinstance(plain, list) or len(plain) != 2 or not isinstance(plain[1], bool):
-        raise CallerError(f"cost_aligned: lanes[{lane!r}] of its state: a turn and a flag, got {show(plain)}")
-    return None if plain[0] is None else Turn.from_plain(plain[0]), looked, plain[1]
+def _turn(lane: str, plain: PlainData, looked: float | None) -> tuple[Turn | None, float | None, bool, bool]:
+    if isinstance(plain, list) and len(plain) == 3:
+        turn, returning, cramped = plain
+        if isinstance(returning, bool) and isinstance(cramped, bool):
+            return None if turn is None else Turn.from_plain(turn), looked, returning, cramped
+    raise CallerError(f"cost_aligned: lanes[{lane!r}] of its state: a turn and two flags, got {show(plain)}")

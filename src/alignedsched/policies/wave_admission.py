@@ -52,7 +52,8 @@ class WaveAdmission(OrderedAdmission):
 
     def _grouped(self, view: LaneView) -> bool:
         memory = self.batching.memory
-        return memory.backlog("queue").wave is not None or memory.lane(view.lane.id).turn is not None
+        lane = memory.lane(view.lane.id)
+        return memory.backlog("queue").wave is not None or lane.turn is not None or lane.cramped
 
     def _in_turn(self, view: LaneView) -> Iterable[Waiting]:
         backlog, queue = self.batching.memory.backlog("queue"), view.queue
