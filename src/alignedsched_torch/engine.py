@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 import torch
 from attrs import evolve
 
+from alignedsched.cluster import Cluster
 from alignedsched.errors import AlignedSchedError, CallerError, ConfigError
 from alignedsched.load import Costs
 from alignedsched.measured import Measured
@@ -37,6 +38,7 @@ from .devices import Device
 from .executor import TorchExecutor
 from .figures import Figures
 from .job import Job
+from .kernels.choice import decoder_for
 from .loop import Loop, Serving, Ticket
 from .models import Decoder, ModelConfig, load_weights
 from .prompts import Completion, Content, Prompt, Token
@@ -54,10 +56,10 @@ class Engine:
     ``device``: cpu, cuda or cuda:N (for workers cpu or cuda). ``dtype``: a name of ``DTYPES`` (None: the checkpoint's
     own). ``topology``: colocated or disaggregated (see ``clusters``; workers have theirs). ``attention``: a name of
     ``kernels.choice`` (workers take ``auto``). ``kv_tokens`` and ``host_tokens`` are the KV that fits on the device and
-    in host memory; ``relay_slots``: see ``memory.copier``. ``costs`` are shown to policies that compare step times, and
-    price imbalance in ``figures``: costs, or the path of a file that `alignedsched-torch calibrate` wrote for this
-    model; its links' speeds then replace those that are assumed. Close it, or use it as a context manager: open
-    requests are then cancelled.
+    in host memory; ``relay_slots`` and ``host_chunk_bytes``: see ``memory.copier`` (not for workers). ``costs`` are
+    shown to policies that compare step times, and price imbalance in ``figures``: costs, or the path of a file that
+    `alignedsched-torch calibrate` wrote for this model; its links' speeds then replace those that are assumed. Close
+    it, or use it as a context manager: open requests are then cancelled.
 
     Raises ConfigError naming the file, field or option that is wrong, ExecutorError when a worker does not start.
     """
@@ -80,6 +82,7 @@ class Engine:
         costs: Costs | str | Path | None = None,
         attention: str = "auto",
         relay_slots: int = 0,
+        host_chunk_bytes: int | None = None,
         workers: Workers | None = None,
     ) -> None:
         measured = None
@@ -95,9 +98,16 @@ class Engine:
         self.executor: Serving
         if workers is None:
             found = open_devices(device, topology)
-            self.executor = _here(folder, self.config, kind, found, sizes, attention, relay_slots, measured)
+            cluster = plan_cluster(self.config, kind, found, sizes)
+            cluster = cluster if measured is None else measured.applied(cluster)
+            self.executor = TorchExecutor(
+                cluster, found, _decoders(folder, self.config, kind, found, cluster), attention=attention,
+                relay_slots=relay_slots, host_chunk_bytes=host_chunk_bytes,
+            )  # fmt: skip
         elif attention != "auto":
             raise ConfigError(f"attention {attention!r} is of one process; workers take what fits their device")
+        elif relay_slots or host_chunk_bytes is not None:
+            raise ConfigError("relay_slots and host_chunk_bytes are of one process; workers copy in another way")
         else:
             cluster = plan_workers(self.config, kind, workers, device, sizes)
             cluster = cluster if measured is None else measured.applied(cluster)
@@ -280,23 +290,13 @@ class _Answer:
         return [Token(None, rest)] if rest else []
 
 
-def _here(
-    folder: str | Path,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    devices: Mapping[str, Device],
-    sizes: Sizes,
-    attention: str,
-    relay_slots: int,
-    measured: Measured | None,
-) -> TorchExecutor:
-    """The executor of this process. Devices that share a memory share the weights."""
+def _decoders(
+    folder: str | Path, config: ModelConfig, dtype: torch.dtype, devices: Mapping[str, Device], cluster: Cluster
+) -> dict[str, Decoder]:
+    """A decoder for each lane. Devices that share a memory share the weights."""
     places = {device.torch_device for device in devices.values()}
-    loaded = {place: Decoder(config, load_weights(folder, config, dtype, place)) for place in places}
-    cluster = plan_cluster(config, dtype, devices, sizes)
-    cluster = cluster if measured is None else measured.applied(cluster)
-    decoders = {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in cluster.lanes}
-    return TorchExecutor(cluster, devices, decoders, attention=attention, relay_slots=relay_slots)
+    loaded = {place: decoder_for(config, load_weights(folder, config, dtype, place)) for place in places}
+    return {lane.id: loaded[devices[lane.ranks[0]].torch_device] for lane in cluster.lanes}
 
 
 def _merged(prompt: Content | Prompt, default: Prompt) -> Prompt:

@@ -17,6 +17,7 @@ import torch
 from alignedsched_torch.kernels.decode import Tables, Workspace, balanced, unsplit
 from alignedsched_torch.kernels.pages import move_pages
 from alignedsched_torch.kernels.plan import plan
+from alignedsched_torch.kernels.rowwise import TritonRowwise
 from alignedsched_torch.kernels.write import rope_write
 
 Guard = Callable[[torch.Tensor], torch.Tensor]
@@ -87,6 +88,14 @@ def move(guard: Guard) -> None:
     assert torch.equal(target[[0, 2]], source[[2, 1]])
 
 
+def rowwise(guard: Guard) -> None:
+    """Rows that are no power of two wide."""
+    say("add_norm and gate")
+    rows = TritonRowwise(1e-5, torch.float32)
+    rows.add_norm(guard(torch.randn(3, 24)), guard(torch.randn(3, 24)), guard(torch.randn(24)))
+    rows.gated(guard(torch.randn(3, 2 * 1032)))
+
+
 def main(side: str) -> None:
     """Run them all."""
     torch.set_num_threads(1)
@@ -99,6 +108,7 @@ def main(side: str) -> None:
     attention(guard, [4100], 256, 10, 8, "unsplit invariant")  # fewer, longer segments than were planned
     write(guard)
     move(guard)
+    rowwise(guard)
     say("done")
 
 

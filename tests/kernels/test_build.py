@@ -53,7 +53,7 @@ def test_kv_comes_by_asynchronous_copies_of_16_bytes_and_no_other(built: list[di
 
 def test_parts_and_pages_are_read_16_bytes_at_a_time(built: list[dict[str, Any]]) -> None:
     for case in built:
-        if case["name"].startswith(("merge", "move_pages", "rope_write")):
+        if case["name"].startswith(("merge", "move_pages", "rope_write", "add_norm", "gate")):
             assert case["copies"].get("LDG.128"), case["name"]
     (moved,) = [case for case in built if case["name"].startswith("move_pages")]
     assert set(moved["copies"]) == {"LDG.128", "LDG.64", "STG.128"}, "64 bits: page numbers"

@@ -56,6 +56,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"run_ahead": 2, "page_size": 1},
     {"topology": "disaggregated", "kv_tokens": 1024},
     {"topology": "disaggregated", "kv_tokens": 1024, "host_tokens": 2048, "policy": "density_first", "relay_slots": 2},
+    {"kv_tokens": 200, "host_tokens": 2048, "max_tokens": 16, "max_members": 5, "host_chunk_bytes": 4096},
     {"kv_tokens": 200, "host_tokens": 2048, "max_tokens": 16, "max_members": 5},
 ]
 
@@ -299,6 +300,8 @@ def test_a_worker_killed_under_an_engine_costs_time_and_no_token(crew: Engine, w
     [
         ({"workers": Workers(tensor_parallel=3)}, "tensor_parallel 3"),
         ({"workers": Workers(), "device": "tpu"}, "device 'tpu' is not known"),
+        ({"workers": Workers(), "relay_slots": 2}, "relay_slots and host_chunk_bytes are of one process"),
+        ({"workers": Workers(), "host_chunk_bytes": 4096}, "relay_slots and host_chunk_bytes are of one process"),
         ({"workers": Workers(), "device": "cuda"}, "kv_tokens must be given"),
         ({"workers": Workers(prefill=1), "device": "cuda", "kv_tokens": 64}, "not supported on GPUs yet"),
         ({"workers": Workers(), "kv_tokens": 0}, "kv_tokens"),

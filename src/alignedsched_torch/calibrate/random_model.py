@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.choice import decoder_for
 from ..models import Decoder, ModelConfig
 from ..models.weights import Layer, Weights
 
@@ -44,4 +45,4 @@ def random_decoder(raw: dict[str, Any], dtype: torch.dtype, device: torch.device
         )
         for _ in range(c.layers)
     ]  # fmt: skip
-    return Decoder(config, Weights(drawn(c.vocab, c.hidden), ones(c.hidden), drawn(c.vocab, c.hidden), layers))
+    return decoder_for(config, Weights(drawn(c.vocab, c.hidden), ones(c.hidden), drawn(c.vocab, c.hidden), layers))

@@ -15,6 +15,7 @@ from alignedsched.measured import Measured, MeasuredKernel, MeasuredLink, Measur
 
 from ..clusters import Sizes, open_devices, plan_cluster
 from ..devices import Device
+from ..kernels.choice import decoder_for
 from ..models import Decoder, ModelConfig, load_weights
 from .bench import Bench
 from .copies import measure_links, measure_peers
@@ -119,7 +120,7 @@ def _decoder(wanted: Wanted, place: torch.device) -> tuple[Decoder, str]:
     config = ModelConfig.from_folder(wanted.model)
     dtype = DTYPES[wanted.dtype or config.dtype]
     name = Path(wanted.model).name or str(wanted.model)
-    return Decoder(config, load_weights(wanted.model, config, dtype, place)), name
+    return decoder_for(config, load_weights(wanted.model, config, dtype, place)), name
 
 
 def _peers(

@@ -24,6 +24,8 @@ from .decode import MERGED_AT_ONCE
 from .options import PER_PROCESSOR, options, power
 from .pages import BLOCK
 from .plan import LEAST_TOKENS, SEGMENTS
+from .rowwise import BLOCK as GATE_BLOCK
+from .rowwise import warps
 
 ARCHITECTURE = 90
 REGISTERS, SHARED_BYTES, RESERVED_BYTES, THREADS = 65536, 232448, 1024, 2048  # of a Hopper processor; a program's own
@@ -69,6 +71,9 @@ def cases() -> Iterator[Case]:
     yield merge_case()
     yield merge_case(segments=SEGMENTS)
     yield rope_case()
+    for hidden in (896, 4096, 8192):
+        yield add_norm_case(hidden)
+    yield gate_case()
     words = 32 * 2 * 8 * 64 * 128 // 2
     yield Case("move_pages, 8 MiB pages", "move_pages_kernel", {}, {"WORDS": words, "BLOCK": BLOCK}, 4)
 
@@ -104,6 +109,21 @@ def rope_case() -> Case:
     return Case("rope_write, bf16", "rope_write_kernel", dict.fromkeys(names, "bf16"), constants, 1)
 
 
+def add_norm_case(hidden: int) -> Case:
+    """A residual's sum with its norm."""
+    width, names = power(hidden), ("x", "more", "weight", "total", "normed")
+    constants = {"COUNT": hidden, "WIDTH": width}
+    return Case(
+        f"add_norm, bf16, {hidden} values", "add_norm_kernel", dict.fromkeys(names, "bf16"), constants, warps(width)
+    )
+
+
+def gate_case() -> Case:
+    """The gate of Llama-3.1-8B's MLP."""
+    constants = {"COUNT": 14336, "BLOCK": GATE_BLOCK}
+    return Case("gate, bf16, 14336 values", "gate_kernel", dict.fromkeys(("both", "out"), "bf16"), constants, 4)
+
+
 _POINTERS = {
     "rows": "i64", "table": "i64", "lengths": "i64", "page": "i64", "offset": "i64", "source_ids": "i64",
     "target_ids": "i64", "starts": "i32", "source": "i32", "target": "i32", "part_sum": "fp32", "part_top": "fp32",
@@ -129,7 +149,7 @@ def compiled(case: Case) -> Any:
         elif name in pointers:
             signature[name] = f"*{pointers[name]}"
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
+            signature[name] = "fp32" if name in ("scale", "eps") else "i32"
         if name in pointers or (name.endswith("stride") and name != "table_stride"):
             attributes[place,] = [["tt.divisibility", 16]]
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}

@@ -8,6 +8,7 @@ only where their own length says, so that a result does not depend on the batch;
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
@@ -15,7 +16,10 @@ import torch
 from alignedsched.errors import ConfigError
 
 from ..memory import KVPool
+from ..models import Decoder, ModelConfig
 from ..models.attention import Backend, TorchAttention
+from ..models.rowwise import Rowwise, TorchRowwise
+from ..models.weights import Weights
 
 NAMES = ("auto", "torch", "triton", "triton_invariant", "triton_unsplit", "flashinfer")
 
@@ -41,6 +45,25 @@ def attention(name: str, pool: KVPool, heads: int, members: int) -> Backend:
     from .attention import TritonAttention
 
     return TritonAttention(pool, heads, members, name)
+
+
+def decoder_for(
+    config: ModelConfig,
+    weights: Weights,
+    sum_ranks: Callable[[torch.Tensor], None] | None = None,
+    ranks: int = 1,
+) -> Decoder:
+    """A decoder whose rows are dealt with in the best way there is where its weights lie."""
+    return Decoder(config, weights, sum_ranks, ranks, rowwise(config.norm_eps, weights.norm))
+
+
+def rowwise(eps: float, like: torch.Tensor) -> Rowwise:
+    """Triton's for a GPU, where that is installed and computes in this dtype; else torch's."""
+    if like.is_cuda and like.dtype != torch.float64 and find_spec("triton") is not None:
+        from .rowwise import TritonRowwise
+
+        return TritonRowwise(eps, like.dtype)
+    return TorchRowwise(eps, like.dtype, fused=like.is_cuda)
 
 
 def on_gpu(pool: KVPool) -> bool:

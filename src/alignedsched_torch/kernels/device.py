@@ -1,4 +1,4 @@
-"""What runs on the GPU: Triton programs for decode attention, for writing KV, and for moving pages.
+"""What runs on the GPU: Triton programs for decode attention, for what rows need besides, and for moving pages.
 
 All arithmetic is in float32, whatever is stored; products of float32 are exact ones (no TF32). Under Triton's
 interpreter operands are widened before any arithmetic, because it keeps bfloat16 as bare bits. Places in a pool are
@@ -248,6 +248,34 @@ def rope_write_kernel(
     value = target + KV_HEADS * PAGE * DIM
     tl.store(value, tl.load(source, mask=half, other=0.0), mask=writes)
     tl.store(value + HALF, tl.load(source + HALF, mask=half, other=0.0), mask=writes)
+
+
+@triton.jit
+def add_norm_kernel(x, more, weight, total, normed, eps, COUNT: tl.constexpr, WIDTH: tl.constexpr):
+    """A row of ``x + more`` [rows, COUNT], and its root-mean-square norm times ``weight`` [COUNT]."""
+    d = tl.arange(0, WIDTH)
+    within = d < COUNT
+    at = tl.program_id(0).to(tl.int64) * COUNT + d
+    a = tl.load(x + at, mask=within, other=0.0).to(tl.float32)
+    b = tl.load(more + at, mask=within, other=0.0).to(tl.float32)
+    rounded = (a + b).to(total.dtype.element_ty)
+    tl.store(total + at, rounded, mask=within)
+    wide = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / COUNT + eps)
+    w = tl.load(weight + d, mask=within, other=0.0).to(tl.float32)
+    tl.store(normed + at, (wide * scale * w).to(normed.dtype.element_ty), mask=within)
+
+
+@triton.jit
+def gate_kernel(both, out, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """``silu(gate) * value`` of a piece of a row of gates and values [rows, 2 COUNT], to [rows, COUNT]."""
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    within = d < COUNT
+    source = both + row * (2 * COUNT) + d
+    gate = tl.load(source, mask=within, other=0.0).to(tl.float32)
+    value = tl.load(source + COUNT, mask=within, other=0.0).to(tl.float32)
+    tl.store(out + row * COUNT + d, (gate * tl.sigmoid(gate) * value).to(out.dtype.element_ty), mask=within)
 
 
 @triton.jit(do_not_specialize=["count"])  # else one is compiled for each kind of number

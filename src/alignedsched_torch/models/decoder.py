@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 
 from .config import ModelConfig
+from .rowwise import Rowwise, TorchRowwise
 from .weights import Layer, Weights
 
 
@@ -33,7 +34,9 @@ class Attention(Protocol):
 
 
 class Decoder:
-    """A model's arithmetic. ``sum_ranks`` adds a tensor over tensor-parallel ranks, in place."""
+    """A model's arithmetic. ``sum_ranks`` adds a tensor over tensor-parallel ranks, in place. ``rowwise``: what is done
+    to rows between the products (None: torch's).
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Decoder:
         weights: Weights,
         sum_ranks: Callable[[torch.Tensor], None] | None = None,
         ranks: int = 1,
+        rowwise: Rowwise | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
@@ -50,17 +54,20 @@ class Decoder:
         self._sum_ranks = sum_ranks
         self._inverse = frequencies(config).to(weights.norm.device)
         self._angles = weights.norm.dtype if weights.norm.dtype == torch.float64 else torch.float32
-        self._fused = weights.norm.is_cuda and weights.norm.dtype != torch.float64  # norms, see ``_norm``
+        self._rows = rowwise or TorchRowwise(config.norm_eps, weights.norm.dtype, fused=weights.norm.is_cuda)
 
     def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
         """Final hidden states [rows, hidden] of ``tokens`` [rows] at ``positions`` [rows]."""
         x = F.embedding(tokens, self.weights.embedding)
         angles = positions.to(self._angles)[:, None] * self._inverse.to(self._angles)
         cos, sin = angles.cos().to(x.dtype)[:, None], angles.sin().to(x.dtype)[:, None]  # [rows, 1, head_dim / 2]
-        for number, layer in enumerate(self.weights.layers):
-            x = x + self._attend(number, layer, self._norm(x, layer.input_norm), cos, sin, attention)
-            x = x + self._mlp(layer, self._norm(x, layer.post_norm))
-        return self._norm(x, self.weights.norm)
+        layers, rows = self.weights.layers, self._rows
+        behind = [*(layer.input_norm for layer in layers[1:]), self.weights.norm]  # the norm after each layer
+        normed = rows.norm(x, layers[0].input_norm)
+        for number, (layer, following) in enumerate(zip(layers, behind, strict=True)):
+            x, normed = rows.add_norm(x, self._attend(number, layer, normed, cos, sin, attention), layer.post_norm)
+            x, normed = rows.add_norm(x, self._mlp(layer, normed), following)
+        return normed
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocab] of hidden states [rows, hidden]."""
@@ -73,30 +80,17 @@ class Decoder:
         qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, c.head_dim)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
+            q, k = self._rows.norm(q, layer.q_norm), self._rows.norm(k, layer.k_norm)
         made = attention(number, q, k, v, cos, sin)
         return self._summed(F.linear(made.reshape(x.shape[0], -1), layer.out), layer.out_bias)
 
     def _mlp(self, layer: Layer, x: torch.Tensor) -> torch.Tensor:
-        gate, up = F.linear(x, layer.gate_up).chunk(2, dim=-1)
-        return self._summed(F.linear(F.silu(gate) * up, layer.down), None)
+        return self._summed(F.linear(self._rows.gated(F.linear(x, layer.gate_up)), layer.down), None)
 
     def _summed(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self._sum_ranks is not None:
             self._sum_ranks(x)
         return x if bias is None else x + bias
-
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Root-mean-square norm, in float32 at least, as the checkpoints were trained.
-
-        On a GPU it is torch's own, which is fused and rounds once, behind the weight; elsewhere, and in float64, it
-        rounds where ``transformers`` does.
-        """
-        if self._fused:
-            return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
-        wide = x.to(self._angles)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.norm_eps)
-        return weight * wide.to(x.dtype)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

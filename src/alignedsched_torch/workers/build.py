@@ -16,9 +16,10 @@ from alignedsched.errors import ConfigError
 from ..devices import CudaDevice, Device
 from ..forward import Forward
 from ..job import Job
+from ..kernels.choice import decoder_for
 from ..lane import LaneRunner
 from ..memory import KVPool, PageShape
-from ..models import Decoder, ModelConfig, Shard, load_weights
+from ..models import ModelConfig, Shard, load_weights
 from ..table import BatchTable
 from .memory import Region, SharedDevice
 from .mover import Mover
@@ -48,7 +49,7 @@ def build(spec: WorkerSpec, regions: Mapping[str, Region]) -> Rank:
     config, dtype = ModelConfig.from_folder(spec.folder), DTYPES[spec.dtype]
     device: Device = SharedDevice(spec.own, regions[spec.own]) if spec.device == "cpu" else _cuda(spec)
     weights = load_weights(spec.folder, config, dtype, device.torch_device, Shard(spec.rank, spec.ranks))
-    decoder = Decoder(config, weights, _sum(spec), spec.ranks)
+    decoder = decoder_for(config, weights, _sum(spec), spec.ranks)
     shape = page_shape(cluster, config, dtype, spec.ranks)
     mine = [tier for tier in cluster.tiers.values() if tier.device == spec.own]
     pools = {}
